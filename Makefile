@@ -1,0 +1,49 @@
+# Every target that needs the environment builds it first, and rebuilds it only when the lock has changed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := cpu,notebooks,dev
+NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	-p no:python -p no:cacheprovider -p tools.nbval_report -x notebooks
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help venv lab test verify notebooks lint lock slug clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+venv:  ## create .venv from requirements.lock, unless it is up to date
+	@tools/make_venv.sh $(VENV)
+
+lab: venv  ## open JupyterLab on notebooks/ (ARGS="--no-browser --port 8899")
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+test: venv  ## unit tests, structure tests, every notebook in quick mode (minutes)
+	$(BIN)/python -m pytest tests
+	VAE_UTILS_QUICK=1 $(NBVAL)
+
+verify: venv  ## every notebook at full length on real MNIST
+	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
+	VAE_UTILS_QUICK= $(NBVAL)
+
+notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
+	$(BIN)/python tools/build_notebooks.py $(ONLY)
+
+lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check vae_utils tests tools
+
+lock: venv  ## compile requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
+		$(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) pyproject.toml -o requirements.lock
+	@! grep -nE '://|--(extra-)?index-url|--find-links' requirements.lock
+
+slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
+	$(BIN)/python tools/set_slug.py $(SLUG)
+
+clean:  ## remove .venv, caches and everything built
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache book/_build
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+comma := ,

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Create the environment in $1 from requirements.lock, unless it was made from this very lock.
+set -euo pipefail
+venv=$1
+cmp -s requirements.lock "$venv/requirements.lock" && exit 0
+
+in_range='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+    "$python" -c "$in_range" 2>/dev/null && break
+    python=
+done
+if [ -z "$python" ]; then
+    echo "No Python 3.11, 3.12 or 3.13 found. Install one, or name it: make venv PYTHON=/path/to/python" >&2
+    exit 1
+fi
+
+echo "Creating $venv with $("$python" --version) (about 2 GB, a few minutes) ..."
+rm -rf "$venv"
+"$python" -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+# Copied last: an interrupted installation has no copy and starts again.
+cp requirements.lock "$venv/requirements.lock"

@@ -1,0 +1,78 @@
+"""The reparameterization trick, as a function of explicit noise and as a layer that draws its own."""
+
+import keras
+from keras import ops
+
+
+def reparameterize(z_mean, z_log_var, epsilon):
+    """Turn standard normal noise into a sample of N(μ, diag σ²) through which gradients flow.
+
+    z = μ + σ ⊙ ε,  σ = exp(½ log σ²)
+
+    Args:
+        z_mean: Means μ, shape `(..., latent_dim)`.
+        z_log_var: Log-variances log σ², same shape.
+        epsilon: Standard normal noise ε, of a shape that broadcasts with `z_mean`: an extra leading axis holds
+            several Monte Carlo samples.
+
+    Returns:
+        Samples z, of the arguments' broadcast shape.
+
+    Raises:
+        ValueError: If the shapes do not broadcast.
+
+    Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, section 2.4; derived in chapter 01.
+    """
+    z_mean, z_log_var = ops.convert_to_tensor(z_mean), ops.convert_to_tensor(z_log_var)
+    epsilon = ops.convert_to_tensor(epsilon)
+    try:
+        ops.broadcast_shapes(ops.broadcast_shapes(z_mean.shape, z_log_var.shape), epsilon.shape)
+    except ValueError:
+        raise ValueError(
+            "`z_mean`, `z_log_var` and `epsilon` must have shapes that broadcast. "
+            f"Received: z_mean.shape={tuple(z_mean.shape)}, z_log_var.shape={tuple(z_log_var.shape)}, "
+            f"epsilon.shape={tuple(epsilon.shape)}"
+        ) from None
+    return z_mean + ops.exp(0.5 * z_log_var) * epsilon
+
+
+@keras.saving.register_keras_serializable("vae_utils")
+class Sampling(keras.layers.Layer):
+    """Sample z from N(μ, diag σ²) by `reparameterize`, with fresh noise for every example.
+
+    Call it on `[z_mean, z_log_var]`, both of shape `(batch, latent_dim)`; it returns z, of that shape. It samples
+    in training and in inference alike: z_mean is there for whoever wants no noise.
+
+    Args:
+        seed: Optional integer, for the same noise in every run. By default the noise follows
+            `keras.utils.set_random_seed`.
+        **kwargs: `keras.layers.Layer`'s arguments.
+
+    Raises:
+        ValueError: If it is not called on two tensors of the same shape.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, inputs):
+        if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
+            raise ValueError(f"`Sampling` is called on [z_mean, z_log_var]. Received: {inputs}")
+        z_mean, z_log_var = inputs
+        if len(z_mean.shape) != len(z_log_var.shape) or z_mean.shape[-1] != z_log_var.shape[-1]:
+            raise ValueError(
+                "`z_mean` and `z_log_var` must have the same shape. "
+                f"Received: z_mean.shape={z_mean.shape}, z_log_var.shape={z_log_var.shape}"
+            )
+        epsilon = keras.random.normal(
+            ops.shape(z_mean), dtype=z_mean.dtype, seed=self.seed_generator
+        )
+        return reparameterize(z_mean, z_log_var, epsilon)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
