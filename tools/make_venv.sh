@@ -17,7 +17,12 @@ fi
 echo "Creating $venv with $("$python" --version) (about 2 GB, a few minutes) ..."
 rm -rf "$venv"
 "$python" -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-# Copied last: an interrupted installation has no copy and starts again.
-cp requirements.lock "$venv/requirements.lock"
+# Install from a copy, and name the copy last: an interrupted run or a lock edited meanwhile starts again.
+cp requirements.lock "$venv/lock.installing"
+pip=("$venv/bin/pip" install --quiet --disable-pip-version-check)
+"${pip[@]}" --require-hashes -r "$venv/lock.installing"
+"${pip[@]}" --no-deps --no-build-isolation --editable .
+# TensorFlow logs its start-up from C++, past every setting: leave that to the terminal, out of the notebooks.
+mkdir -p "$venv/etc/ipython"
+echo "c.IPKernelApp.capture_fd_output = False" >"$venv/etc/ipython/ipython_kernel_config.py"
+mv "$venv/lock.installing" "$venv/requirements.lock"

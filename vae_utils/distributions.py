@@ -83,9 +83,6 @@ def _tensors(**named):
     tensors = [ops.convert_to_tensor(value) for value in named.values()]
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if any(not shape or shape[-1] != shapes[0][-1] for shape in shapes):
-        received = ", ".join(f"{name}.shape={shape}" for name, shape in zip(named, shapes))
-        raise ValueError(
-            "The arguments must have the same last axis, the latent dimensions. "
-            f"Received: {received}"
-        )
+        received = ", ".join(f"{name}.shape={shape}" for name, shape in zip(named, shapes, strict=True))
+        raise ValueError(f"The arguments must have the same last axis, the latent dimensions. Received: {received}")
     return tensors

@@ -1,6 +1,7 @@
 """The reparameterization trick, as a function of explicit noise and as a layer that draws its own."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -25,13 +26,14 @@ def reparameterize(z_mean, z_log_var, epsilon):
     """
     z_mean, z_log_var = ops.convert_to_tensor(z_mean), ops.convert_to_tensor(z_log_var)
     epsilon = ops.convert_to_tensor(epsilon)
+    shapes = [tuple(tensor.shape) for tensor in (z_mean, z_log_var, epsilon)]
     try:
-        ops.broadcast_shapes(ops.broadcast_shapes(z_mean.shape, z_log_var.shape), epsilon.shape)
+        # A size that is not known yet counts as 1, which fits everything.
+        np.broadcast_shapes(*[[1 if size is None else size for size in shape] for shape in shapes])
     except ValueError:
         raise ValueError(
             "`z_mean`, `z_log_var` and `epsilon` must have shapes that broadcast. "
-            f"Received: z_mean.shape={tuple(z_mean.shape)}, z_log_var.shape={tuple(z_log_var.shape)}, "
-            f"epsilon.shape={tuple(epsilon.shape)}"
+            f"Received: {shapes[0]}, {shapes[1]} and {shapes[2]}"
         ) from None
     return z_mean + ops.exp(0.5 * z_log_var) * epsilon
 
@@ -66,9 +68,7 @@ class Sampling(keras.layers.Layer):
                 "`z_mean` and `z_log_var` must have the same shape. "
                 f"Received: z_mean.shape={z_mean.shape}, z_log_var.shape={z_log_var.shape}"
             )
-        epsilon = keras.random.normal(
-            ops.shape(z_mean), dtype=z_mean.dtype, seed=self.seed_generator
-        )
+        epsilon = keras.random.normal(ops.shape(z_mean), dtype=z_mean.dtype, seed=self.seed_generator)
         return reparameterize(z_mean, z_log_var, epsilon)
 
     def compute_output_shape(self, input_shape):

@@ -1,0 +1,74 @@
+"""Make each notebook's .ipynb from its .py: cells and tags from the .py, outputs from a full run.
+
+Usage: build_notebooks.py [NN ...], all notebooks by default.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+#: Asked of a kernel when its notebook is through: what its numbers stand on.
+PROVENANCE = {
+    "dataset": "next((v.name for v in globals().values() if type(v).__name__ == 'Digits'), 'none')",
+    "mode": "'quick' if __import__('vae_utils').QUICK else 'full'",
+    "versions": "{name: __import__(name).__version__ for name in ('tensorflow', 'keras', 'numpy')}",
+}
+
+
+def code_hash(notebook):
+    """Hash the code cells, so that outputs can be told from another code's.
+
+    All but the first: it acts in Colab only, and a fork changes the address in it.
+    """
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def build(source):
+    notebook = jupytext.read(source)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03d}"  # jupytext's are random, and every build would differ
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        coalesce_streams=True,
+        record_timing=False,
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+    )
+    start = time.time()
+    with client.setup_kernel():
+        code_cells = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+        for done, (index, cell) in enumerate(code_cells):
+            print(f"\r{source.stem}: cell {done + 1} of {len(code_cells)}", end="", flush=True)
+            client.execute_cell(cell, index, execution_count=done + 1)
+        reply = client.kc.execute("", user_expressions=PROVENANCE)
+        message = client.wait_for_reply(reply)
+    answers = message["content"]["user_expressions"]
+    notebook.metadata["vae_utils"] = {
+        "code_sha256": code_hash(notebook),
+        "seconds": round(time.time() - start),
+        **{name: eval(answers[name]["data"]["text/plain"], {}) for name in PROVENANCE},
+    }
+    nbformat.write(notebook, source.with_suffix(".ipynb"))
+    facts = notebook.metadata["vae_utils"]
+    print(f"\r{source.stem}: {facts['seconds']} s, {facts['mode']} run, data: {facts['dataset']}")
+
+
+def main(prefixes):
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    for source in sorted(NOTEBOOKS.glob("[0-9]*.py")):
+        if not prefixes or source.name.startswith(tuple(prefixes)):
+            build(source)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,235 @@
+"""MNIST from wherever it is, checked before it is used, and real digits for a machine that has never been online."""
+
+import gzip
+import hashlib
+import os
+import struct
+import sys
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+
+URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+URL_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+TIMEOUT_SECONDS = 20
+
+#: SHA-256 of each array's raw bytes, and its shape.
+MNIST = {
+    "x_train": (
+        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+        (60000, 28, 28),
+    ),
+    "y_train": ("1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13", (60000,)),
+    "x_test": ("6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161", (10000, 28, 28)),
+    "y_test": ("ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5", (10000,)),
+}
+IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+Digits = namedtuple("Digits", "x_train y_train x_test y_test name")
+Digits.__doc__ = """Digits as a VAE takes them: images float32 in [0, 1] of shape `(n, 28, 28, 1)`, integer labels
+of shape `(n,)`, and `name`, which says where they come from: `"mnist"` or `"optical-digits"`."""
+
+
+class DataError(Exception):
+    """The data could not be read or is not what it should be; the message names the file and what to do."""
+
+
+def load_mnist(path=None, offline=None):
+    """Load MNIST, checked against its published digest whatever the source.
+
+    It looks at `path`, then at the environment variable `VAE_UTILS_DATA`, then in Keras' cache, then downloads into
+    that cache. A path may be a file (`.npz`) or a folder with `mnist.npz` or the four IDX files, gzipped or not.
+    The first place that has something decides: a bad file there is an error, never skipped in silence.
+
+    Args:
+        path: Optional file or folder.
+        offline: What to do when there is no copy and no network. By default, raise; with `"optical-digits"`, say so
+            and return `load_optical_digits()`.
+
+    Returns:
+        `Digits` with 60,000 training and 10,000 test digits, named `"mnist"`.
+
+    Raises:
+        DataError: If a file is missing, unreadable, or not MNIST; the file is left as it is.
+        ValueError: If `offline` is not one of the above.
+
+    Source: LeCun, Cortes & Burges, http://yann.lecun.com/exdb/mnist/
+    """
+    if offline not in (None, "optical-digits"):
+        raise ValueError(f'`offline` must be None or "optical-digits". Received: {offline!r}')
+    given = path or os.environ.get("VAE_UTILS_DATA")
+    cached = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "mnist.npz"
+    if not given and not _exists(cached):
+        try:
+            _download(cached)
+        except OSError as error:
+            if offline:
+                _announce_fallback(error)
+                return load_optical_digits()
+            raise DataError(
+                f"No copy of MNIST was found, and {URL} could not be downloaded to {cached} ({type(error).__name__}). "
+                "Go online, or set VAE_UTILS_DATA to a folder that holds mnist.npz, or call "
+                'load_mnist(offline="optical-digits").'
+            ) from error
+    arrays = _read(Path(given).expanduser() if given else cached)
+    images = {
+        name: (array[..., np.newaxis] / np.float32(255)).astype("float32", copy=False)
+        for name, array in arrays.items()
+        if name.startswith("x")
+    }
+    labels = {name: array.astype("int64") for name, array in arrays.items() if name.startswith("y")}
+    return Digits(**images, **labels, name="mnist")
+
+
+def load_optical_digits():
+    """Load the 1,797 real handwritten digits that ship inside scikit-learn, brought to 28×28.
+
+    The 8×8 images are enlarged to 20×20 (bilinear) and framed by 4 black pixels, like MNIST. The first 1,437 are
+    for training, the last 360 for testing; they come from the same writers.
+
+    Returns:
+        `Digits` named `"optical-digits"`.
+
+    Source: Alpaydin & Kaynak (1998), https://archive.ics.uci.edu/dataset/80
+    """
+    from keras import ops
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = (bunch.images / 16).astype("float32")[..., np.newaxis]
+    images = np.clip(ops.convert_to_numpy(ops.image.resize(small, (20, 20), "bilinear")), 0, 1)
+    images = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    labels = bunch.target.astype("int64")
+    split = 1437
+    return Digits(images[:split], labels[:split], images[split:], labels[split:], "optical-digits")
+
+
+def binarize(x, seed):
+    """Draw each pixel as a coin that shows 1 with the pixel's grey value as probability.
+
+    Args:
+        x: Pixels in [0, 1], any shape.
+        seed: Integer; the same seed gives the same draw.
+
+    Returns:
+        Zeros and ones, float32, same shape.
+
+    Raises:
+        ValueError: If a pixel is outside [0, 1] or not a number.
+
+    Source: Salakhutdinov & Murray (2008), "On the quantitative analysis of deep belief networks", section 5.
+    """
+    x = np.asarray(x)
+    if not np.all((x >= 0) & (x <= 1)):  # also catches NaN, which compares false
+        raise ValueError("Pixels must lie in [0, 1]. " + describe_range(x))
+    draws = np.random.default_rng(seed).random(x.shape, dtype="float32")
+    return (draws < x).astype("float32")
+
+
+def describe_range(x):
+    """Say what range an array covers, for error messages."""
+    if np.isnan(x).any():
+        return f"Received: {np.isnan(x).sum()} values that are NaN."
+    hint = " Divide by 255 first." if x.max() > 1 and x.min() >= 0 else ""
+    return f"Received: values from {x.min():g} to {x.max():g}.{hint}"
+
+
+def _exists(path):
+    return path.exists() or path.is_symlink()
+
+
+def _announce_fallback(error):
+    line = "!" * 78
+    print(
+        f"{line}\nMNIST is not here and could not be downloaded ({type(error).__name__}).\n"
+        "scikit-learn's 1,797 optical digits stand in for it: EVERY NUMBER BELOW WILL DIFFER\n"
+        f"from the text, which was written for MNIST.\n{line}",
+        file=sys.stderr,
+    )
+
+
+def _download(target):
+    """Download to `target` in one move: at no time does a partial file carry that name."""
+    import pooch
+
+    try:
+        pooch.retrieve(
+            URL,
+            known_hash=URL_SHA256,
+            fname=target.name,
+            path=target.parent,
+            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=True),
+        )
+    except ValueError as error:  # what pooch raises when the hash is wrong
+        raise OSError(f"the download was damaged: {error}") from error
+
+
+def _read(path):
+    """Read the four arrays from a file or folder and check them; every fault becomes a DataError."""
+    leave = "It was left as it is: delete or replace it, or name another copy."
+    try:
+        if path.is_dir() and not _exists(path / "mnist.npz"):
+            arrays = {name: _read_idx(path, name) for name in MNIST}
+        else:
+            path = path / "mnist.npz" if path.is_dir() else path
+            arrays = _read_npz(path)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename or path} does not exist. Give a mnist.npz, or a folder that holds it "
+            f"or the four files {', '.join(IDX_FILES.values())} (gzipped or not)."
+        ) from error
+    except PermissionError as error:
+        raise DataError(f"{error.filename or path} may not be read: check its permissions.") from error
+    except Exception as error:  # whatever a parser trips over, the reader needs the file's name
+        raise DataError(f"{path} is damaged or is not MNIST ({error}). {leave}") from error
+    for name, (digest, _) in MNIST.items():
+        if hashlib.sha256(arrays[name].tobytes()).hexdigest() != digest:
+            raise DataError(f"{path}: {name} is not MNIST's (its SHA-256 differs). {leave}")
+    return arrays
+
+
+def _read_npz(path):
+    with zipfile.ZipFile(path) as archive:
+        missing = [name for name in MNIST if f"{name}.npy" not in archive.namelist()]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return {name: _read_npy(archive, name) for name in MNIST}
+
+
+def _read_npy(archive, name):
+    # The header is read by hand: np.load would unpickle objects, or trust a header that claims terabytes.
+    with archive.open(f"{name}.npy") as stream:
+        major, _ = np.lib.format.read_magic(stream)
+        read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
+        shape, _, dtype = read_header(stream)
+        _expect(name, shape, dtype)
+        return _read_bytes(stream, name)
+
+
+def _read_idx(folder, name):
+    path = folder / IDX_FILES[name]
+    zipped = path.with_name(path.name + ".gz")
+    with gzip.open(zipped) if _exists(zipped) else open(path, "rb") as stream:
+        rank = len(MNIST[name][1])
+        zeros, kind, axes, *shape = struct.unpack(f">HBB{rank}I", stream.read(4 + 4 * rank))
+        _expect(name, tuple(shape), "uint8" if (zeros, kind, axes) == (0, 8, rank) else "unknown")
+        return _read_bytes(stream, name)
+
+
+def _expect(name, shape, dtype):
+    expected = MNIST[name][1]
+    if shape != expected or dtype != "uint8":
+        raise ValueError(f"{name} is {dtype} of shape {shape}, expected uint8 of shape {expected}")
+
+
+def _read_bytes(stream, name):
+    shape = MNIST[name][1]
+    data = stream.read(int(np.prod(shape)))
+    return np.frombuffer(data, "uint8").reshape(shape)

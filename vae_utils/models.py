@@ -1,0 +1,325 @@
+"""The variational autoencoder as a Keras model, and the two architectures of the series."""
+
+import contextlib
+import functools
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from vae_utils.data import describe_range
+from vae_utils.distributions import bernoulli_log_prob, gaussian_kl
+from vae_utils.layers import Sampling
+
+
+@keras.saving.register_keras_serializable("vae_utils")
+class VAE(keras.Model):
+    """A variational autoencoder that Keras can fit, evaluate, predict with, save and load.
+
+    The loss is −ELBO, with the KL divergence weighted by β, in nats per image: summed over pixels and latent
+    dimensions, averaged over the batch. `reconstruction_loss` and `kl_loss` are its two terms, before weighting.
+
+    ```python
+    vae = conv_vae()
+    vae.compile("adam")
+    vae.fit(x_train, validation_data=x_val, epochs=10)
+    ```
+
+    `evaluate` draws the same noise every time, so that two of its values differ only by what the model has learned.
+    Called on images, the model returns what the loss needs: a dictionary of `z_mean`, `z_log_var` and `logits`.
+
+    Args:
+        encoder: Keras model from images `(batch, …)` to `[z_mean, z_log_var, z]`, each `(batch, latent_dim)`.
+        decoder: Keras model from `z` to logits of the images' shape.
+        beta: Weight β of the KL divergence, 1 for the ELBO. Assigning to `vae.beta` takes effect at once, also in
+            the midst of training.
+        **kwargs: `keras.Model`'s arguments.
+
+    Raises:
+        ValueError: If the encoder's outputs, the decoder's input and the images' shape do not fit, or β is negative.
+
+    Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114; β: Higgins et al. (2017),
+    https://openreview.net/forum?id=Sy2fzU9gl. The loss is derived in chapter 02.
+    """
+
+    def __init__(self, encoder, decoder, beta=1.0, **kwargs):
+        super().__init__(**kwargs)
+        _check_fit(encoder, decoder)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.image_shape = tuple(encoder.input_shape[1:])
+        self.latent_dim = decoder.input_shape[-1]
+        # A variable, so that a compiled training step reads β anew; out of Keras' sight, or it would be
+        # counted among the model's parameters.
+        self._beta = SimpleNamespace(variable=keras.Variable(0.0, trainable=False, name="beta"))
+        self.beta = beta
+        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
+        self.kl_tracker = keras.metrics.Mean(name="kl_loss")
+        self.build(encoder.input_shape)
+
+    @property
+    def beta(self):
+        return float(self._beta.variable)
+
+    @beta.setter
+    def beta(self, value):
+        if not value >= 0:
+            raise ValueError(f"`beta` must not be negative. Received: {value}")
+        self._beta.variable.assign(value)
+
+    def call(self, x, training=None):
+        z_mean, z_log_var, z = self.encoder(x, training=training)
+        logits = self.decoder(z, training=training)
+        return {"z_mean": z_mean, "z_log_var": z_log_var, "logits": logits}
+
+    def log_prob(self, x, logits):
+        """Log-likelihood log p(x | z), one value per image; override it for another likelihood."""
+        return bernoulli_log_prob(x, logits)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """−ELBO averaged over the batch, `y` is ignored, since the images are their own target."""
+        reconstruction_loss = -self.log_prob(x, y_pred["logits"])
+        kl_loss = gaussian_kl(y_pred["z_mean"], y_pred["z_log_var"])
+        loss = reconstruction_loss + self._beta.variable * kl_loss
+        self.reconstruction_tracker.update_state(reconstruction_loss, sample_weight)
+        self.kl_tracker.update_state(kl_loss, sample_weight)
+        if sample_weight is not None:
+            loss = loss * ops.reshape(ops.cast(sample_weight, loss.dtype), (-1,))
+        return ops.mean(loss) + sum(self.losses)
+
+    def fit(self, x=None, *args, **kwargs):
+        self.check_images(x)
+        validation_data = kwargs.get("validation_data")
+        self.check_images(validation_data[0] if isinstance(validation_data, tuple) else validation_data)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        self.check_images(x)
+        with self._same_noise():
+            return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """Reconstruct images: probabilities of the images' shape, decoded from `z_mean`.
+
+        Takes `keras.Model.predict`'s arguments.
+        """
+        self.check_images(x)
+        return self._reconstructor.predict(x, *args, **kwargs)
+
+    def encode(self, x, batch_size=1_000):
+        """Encode images.
+
+        Args:
+            x: Images in [0, 1], or a data set of batches of them.
+            batch_size: Images encoded at a time.
+
+        Returns:
+            `(z_mean, z_log_var)`, arrays of shape `(n, latent_dim)`.
+
+        Raises:
+            ValueError: If an array of images has another shape or leaves [0, 1].
+        """
+        self.check_images(x)
+        batches = _batches(x, batch_size) if hasattr(x, "__array__") else map(_first, x)
+        outputs = [self.encoder(batch, training=False)[:2] for batch in batches]
+        return tuple(
+            np.concatenate([ops.convert_to_numpy(batch) for batch in output]) for output in zip(*outputs, strict=True)
+        )
+
+    def decode(self, z, batch_size=1_000):
+        """Decode latent points, all in one call.
+
+        Args:
+            z: Points, shape `(n, latent_dim)`.
+            batch_size: Points decoded at a time.
+
+        Returns:
+            Probabilities, shape `(n, …)`: the mean image of p(x | z) for each point.
+
+        Raises:
+            ValueError: If `z` has another shape or holds values that are not finite.
+        """
+        z = np.asarray(z, dtype="float32")
+        if z.ndim != 2 or z.shape[1] != self.latent_dim or not np.isfinite(z).all():
+            raise ValueError(
+                f"`z` must hold finite values in the shape (n, {self.latent_dim}). Received: shape {z.shape}"
+            )
+        logits = [self.decoder(batch, training=False) for batch in _batches(z, batch_size)]
+        return np.concatenate([ops.convert_to_numpy(ops.sigmoid(batch)) for batch in logits])
+
+    def sample(self, n, seed=None):
+        """Draw from the prior and decode: `n` mean images, as probabilities.
+
+        Args:
+            n: How many.
+            seed: Optional integer; the same seed gives the same images.
+
+        Returns:
+            Probabilities, shape `(n, …)`.
+
+        Raises:
+            ValueError: If `n` is not a positive integer.
+        """
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"`n` must be a positive integer. Received: {n!r}")
+        return self.decode(keras.random.normal((n, self.latent_dim), seed=seed))
+
+    @functools.cached_property
+    def _reconstructor(self):
+        x = keras.Input(self.image_shape)
+        return keras.Model(x, ops.sigmoid(self.decoder(self.encoder(x)[0])))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "decoder": keras.saving.serialize_keras_object(self.decoder),
+            "beta": self.beta,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {part: keras.saving.deserialize_keras_object(config.pop(part)) for part in ("encoder", "decoder")}
+        return cls(**parts, **config)
+
+    def check_images(self, x):
+        """Raise `ValueError` if an array is not a batch of images for this model; let data sets pass."""
+        if not hasattr(x, "__array__"):  # None, data sets and generators pass
+            return
+        x = np.asarray(x)
+        if x.shape[1:] != self.image_shape or len(x) == 0:
+            expected = ", ".join(map(str, ("n", *self.image_shape)))
+            raise ValueError(f"Images must have the shape ({expected}), n ≥ 1. Received: {x.shape}")
+        if not (x.min() >= 0 and x.max() <= 1):  # also catches NaN, which compares false
+            raise ValueError("Images must lie in [0, 1]. " + describe_range(x))
+
+    @contextlib.contextmanager
+    def _same_noise(self):
+        states = [layer.seed_generator.state for layer in self._flatten_layers() if isinstance(layer, Sampling)]
+        kept = [keras.ops.convert_to_numpy(state) for state in states]
+        for state in states:
+            state.assign(np.array([0, 1], "uint32"))
+        try:
+            yield
+        finally:
+            for state, value in zip(states, kept, strict=True):
+                state.assign(value)
+
+
+def dense_vae(image_shape=(28, 28, 1), hidden=(256,), latent_dim=2):
+    """Build the dense VAE: by default 784–256–2–256–784, with 404,244 parameters.
+
+    Args:
+        image_shape: Shape of one image.
+        hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
+        latent_dim: Number of latent dimensions.
+
+    Returns:
+        `VAE`, not yet compiled.
+
+    Raises:
+        ValueError: If a size is not positive.
+
+    Source: the Keras blog's "Building Autoencoders in Keras" (2016), with He initialization in the ReLU layers.
+    """
+    _check_sizes(image_shape=image_shape, hidden=hidden, latent_dim=(latent_dim,))
+    x = inputs = keras.Input(image_shape)
+    x = layers.Flatten()(x)
+    for units in hidden:
+        x = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(x)
+    encoder = _encoder(inputs, x, latent_dim)
+
+    x = inputs = keras.Input((latent_dim,))
+    for units in reversed(hidden):
+        x = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(x)
+    x = layers.Dense(int(np.prod(image_shape)))(x)
+    x = layers.Reshape(image_shape, name="logits")(x)
+    return VAE(encoder, keras.Model(inputs, x, name="decoder"))
+
+
+def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2):
+    """Build the convolutional VAE: by default keras.io's, 69,076 + 65,089 = 134,165 parameters.
+
+    Each entry of `filters` is a 3×3 convolution with stride 2 in the encoder and its transpose in the decoder.
+
+    Args:
+        image_shape: Shape of one image; height and width must be divisible by 2 to the number of filters.
+        filters: Channels of the encoder's convolutions; the decoder has them in reverse.
+        hidden: Units of the encoder's dense layer.
+        latent_dim: Number of latent dimensions.
+
+    Returns:
+        `VAE`, not yet compiled.
+
+    Raises:
+        ValueError: If a size is not positive, or height or width cannot be halved so often.
+
+    Source: Chollet (2020), https://keras.io/examples/generative/vae/, with He initialization in the ReLU layers.
+    """
+    _check_sizes(image_shape=image_shape, filters=filters, hidden=(hidden,), latent_dim=(latent_dim,))
+    height, width, channels = image_shape
+    factor = 2 ** len(filters)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"With {len(filters)} strided convolutions, height and width must be divisible by {factor}. "
+            f"Received: image_shape={image_shape}"
+        )
+    convolution = {
+        "kernel_size": 3,
+        "strides": 2,
+        "padding": "same",
+        "activation": "relu",
+        "kernel_initializer": "he_normal",
+    }
+    x = inputs = keras.Input(image_shape)
+    for channels_out in filters:
+        x = layers.Conv2D(channels_out, **convolution)(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(hidden, activation="relu", kernel_initializer="he_normal")(x)
+    encoder = _encoder(inputs, x, latent_dim)
+
+    smallest = (height // factor, width // factor, filters[-1] if filters else channels)
+    x = inputs = keras.Input((latent_dim,))
+    x = layers.Dense(int(np.prod(smallest)), activation="relu", kernel_initializer="he_normal")(x)
+    x = layers.Reshape(smallest)(x)
+    for channels_out in reversed(filters):
+        x = layers.Conv2DTranspose(channels_out, **convolution)(x)
+    x = layers.Conv2DTranspose(channels, 3, padding="same", name="logits")(x)
+    return VAE(encoder, keras.Model(inputs, x, name="decoder"))
+
+
+def _batches(array, batch_size):
+    return (array[start : start + batch_size] for start in range(0, len(array), batch_size))
+
+
+def _first(batch):
+    return batch[0] if isinstance(batch, (list, tuple)) else batch
+
+
+def _encoder(inputs, x, latent_dim):
+    z_mean = layers.Dense(latent_dim, name="z_mean")(x)
+    z_log_var = layers.Dense(latent_dim, name="z_log_var")(x)
+    z = Sampling(name="z")([z_mean, z_log_var])
+    return keras.Model(inputs, [z_mean, z_log_var, z], name="encoder")
+
+
+def _check_sizes(**named):
+    for name, sizes in named.items():
+        if not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+            raise ValueError(f"`{name}` must hold positive integers. Received: {sizes}")
+
+
+def _check_fit(encoder, decoder):
+    outputs = [tuple(output.shape) for output in encoder.outputs]
+    latent = tuple(decoder.input_shape)
+    if outputs != [latent] * 3 or len(latent) != 2:
+        raise ValueError(
+            "The encoder must give [z_mean, z_log_var, z], each of the decoder's input shape (batch, latent_dim). "
+            f"Received: encoder outputs {outputs}, decoder input {latent}"
+        )
+    if tuple(encoder.input_shape) != tuple(decoder.output_shape):
+        raise ValueError(
+            "The decoder must give logits of the images' shape. "
+            f"Received: images {tuple(encoder.input_shape)}, decoder output {tuple(decoder.output_shape)}"
+        )

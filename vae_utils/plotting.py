@@ -1,0 +1,214 @@
+"""Pictures of digits, latent spaces and training. Every function takes an optional `ax` and returns the Axes."""
+
+from statistics import NormalDist
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+#: Ten colours for ten classes, told apart with every common colour vision: Petroff (2021), arXiv:2107.02270.
+CLASS_COLORS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
+
+
+def plot_digits(images, columns=10, ax=None):
+    """Draw images in a grid, row by row, black on white.
+
+    Args:
+        images: Pixels in [0, 1], shape `(n, height, width)` or `(n, height, width, 1)`.
+        columns: Images per row.
+        ax: Optional Axes.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If the images have another shape or there are none.
+    """
+    images = _as_images(images)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    blank = np.zeros((rows * columns - len(images), *images.shape[1:]))
+    tiles = np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:])
+    ax = _axes(ax, (0.65 * columns, 0.65 * rows))
+    ax.imshow(_mosaic(tiles), cmap="gray_r", vmin=0, vmax=1)
+    ax.set_axis_off()
+    return ax
+
+
+def plot_reconstructions(vae, x, ax=None):
+    """Draw images above their reconstructions.
+
+    Args:
+        vae: `vae_utils.models.VAE`.
+        x: Images in [0, 1], shape `(n, height, width, 1)`.
+        ax: Optional Axes.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If the images do not fit the model.
+    """
+    x = np.asarray(x)
+    reconstructions = vae.decode(vae.encode(x)[0])
+    height = x.shape[1]
+    ax = plot_digits(np.concatenate([x, reconstructions]), columns=len(x), ax=ax)
+    ax.set_axis_on()
+    ax.set_xticks([])
+    ax.set_yticks([height / 2, 3 * height / 2], ["digit", "reconstruction"])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def plot_latent_space(z, labels, ax=None):
+    """Scatter the first two latent dimensions, a colour for each class, its digit at the class mean.
+
+    Args:
+        z: Latent points, usually `z_mean`, shape `(n, latent_dim)` with two dimensions or more.
+        labels: Integer classes from 0 to 9, shape `(n,)`.
+        ax: Optional Axes.
+
+    Returns:
+        The Axes: z₀ to the right, z₁ up.
+
+    Raises:
+        ValueError: If the shapes do not match or a label is not a digit.
+    """
+    z, labels = np.asarray(z), np.asarray(labels)
+    if z.ndim != 2 or z.shape[1] < 2 or labels.shape != (len(z),):
+        raise ValueError(
+            "`z` must have the shape (n, 2 or more) and `labels` the shape (n,). "
+            f"Received: z.shape={z.shape}, labels.shape={labels.shape}"
+        )
+    if not np.isin(labels, np.arange(10)).all():
+        raise ValueError(f"`labels` must be digits 0 to 9. Received: {np.unique(labels)}")
+    ax = _axes(ax, (6, 5))
+    for digit in np.unique(labels):
+        points = z[labels == digit]
+        ax.scatter(
+            *points[:, :2].T,
+            s=4,
+            alpha=0.5,
+            color=CLASS_COLORS[digit],
+            label=str(digit),
+            linewidths=0,
+            rasterized=True,
+        )
+    for digit in np.unique(labels):
+        ax.text(
+            *z[labels == digit, :2].mean(axis=0),
+            str(digit),
+            fontsize=15,
+            fontweight="bold",
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": CLASS_COLORS[digit]},
+        )
+    ax.set(xlabel="$z_0$", ylabel="$z_1$", aspect="equal")
+    legend = ax.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    return ax
+
+
+def plot_manifold(vae, n=30, limit=2.0, quantiles=False, ax=None):
+    """Decode an `n` × `n` grid of latent points and draw each image where its point lies.
+
+    Args:
+        vae: `vae_utils.models.VAE` with two latent dimensions.
+        n: Images along each axis.
+        limit: The grid spans [−limit, limit]²; with `quantiles`, it is ignored.
+        quantiles: Space the grid by the prior's quantiles from 5 % to 95 % instead of evenly.
+        ax: Optional Axes.
+
+    Returns:
+        The Axes: z₀ to the right, z₁ up, as in `plot_latent_space`.
+
+    Raises:
+        ValueError: If the model has not two latent dimensions.
+    """
+    if vae.latent_dim != 2:
+        raise ValueError(f"A manifold needs 2 latent dimensions. Received: {vae.latent_dim}")
+    ticks = _normal_quantiles(n) if quantiles else np.linspace(-limit, limit, n)
+    z0, z1 = np.meshgrid(ticks, ticks[::-1])  # row by row from the top: z₁ falls, z₀ rises
+    images = _as_images(vae.decode(np.column_stack([z0.ravel(), z1.ravel()])))
+    ax = _axes(ax, (6, 6))
+    # One unit per image, so that uneven grids, too, are drawn without stretching.
+    ax.imshow(
+        _mosaic(images.reshape(n, n, *images.shape[1:])),
+        cmap="gray_r",
+        vmin=0,
+        vmax=1,
+        extent=(-0.5, n - 0.5, -0.5, n - 0.5),
+    )
+    shown = np.unique(np.linspace(0, n - 1, min(n, 5)).round().astype(int))
+    labels = [f"{ticks[i]:.1f}".replace("-", "−") for i in shown]
+    ax.set_xticks(shown, labels)
+    ax.set_yticks(shown, labels)
+    ax.set(xlabel="$z_0$", ylabel="$z_1$")
+    return ax
+
+
+def plot_history(history, metric="loss", ax=None):
+    """Draw a metric over the epochs, on training and, where there are any, on held-out digits.
+
+    Args:
+        history: What `fit` returns, or its `.history`.
+        metric: `"loss"`, `"reconstruction_loss"` or `"kl_loss"`.
+        ax: Optional Axes.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If the history does not hold the metric.
+    """
+    history = getattr(history, "history", history)
+    if metric not in history:
+        raise ValueError(f"`metric` must be one of {sorted(history)}. Received: {metric!r}")
+    ax = _axes(ax, (5, 3.2))
+    for key, name, style in ((metric, "training", "-"), (f"val_{metric}", "held out", "--")):
+        if key in history:
+            epochs = np.arange(1, len(history[key]) + 1)
+            ax.plot(epochs, history[key], style, marker="o", markersize=3, label=name)
+    ax.set(xlabel="epoch", ylabel="nats per image", title=metric.replace("_", " "))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def _normal_quantiles(n):
+    return np.array([NormalDist().inv_cdf(p) for p in np.linspace(0.05, 0.95, n)])
+
+
+def _axes(ax, figsize):
+    return ax if ax is not None else plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _as_images(images):
+    images = np.asarray(images)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.ndim != 3 or len(images) == 0:
+        raise ValueError(
+            f"Images must have the shape (n, height, width) or (n, height, width, 1), n ≥ 1. Received: {images.shape}"
+        )
+    return images
+
+
+def _mosaic(tiles):
+    """Join tiles of shape (rows, columns, height, width) into one image."""
+    rows, columns, height, width = tiles.shape
+    return tiles.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
