@@ -1,5 +1,6 @@
 """Log-densities and divergences, one value per example, in nats."""
 
+import keras
 from keras import ops
 
 
@@ -67,20 +68,26 @@ def bernoulli_log_prob(x, logits):
     Raises:
         ValueError: If `x` and `logits` differ in rank, or in a size from the second axis on.
     """
-    x, logits = ops.convert_to_tensor(x), ops.convert_to_tensor(logits)
+    x, logits = to_tensors(x, logits)
     if len(x.shape) < 2 or tuple(x.shape[1:]) != tuple(logits.shape[1:]):
         raise ValueError(
             "`x` and `logits` must have the same shape (batch, ...). "
             f"Received: x.shape={tuple(x.shape)}, logits.shape={tuple(logits.shape)}"
         )
-    logits = ops.cast(logits, x.dtype) if x.dtype != logits.dtype else logits
     # x log p + (1 − x) log(1 − p) = x · logits − softplus(logits)
     return ops.sum(x * logits - ops.softplus(logits), axis=tuple(range(1, len(x.shape))))
 
 
+def to_tensors(*values):
+    """Convert to tensors of one floating-point type, the widest among them."""
+    tensors = [ops.convert_to_tensor(value) for value in values]
+    dtype = keras.backend.result_type(float, *[tensor.dtype for tensor in tensors])
+    return [ops.cast(tensor, dtype) for tensor in tensors]
+
+
 def _tensors(**named):
     """Convert to tensors; raise if their last axes cannot belong together."""
-    tensors = [ops.convert_to_tensor(value) for value in named.values()]
+    tensors = to_tensors(*named.values())
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if any(not shape or shape[-1] != shapes[0][-1] for shape in shapes):
         received = ", ".join(f"{name}.shape={shape}" for name, shape in zip(named, shapes, strict=True))

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from vae_utils.distributions import to_tensors
+
 
 def reparameterize(z_mean, z_log_var, epsilon):
     """Turn standard normal noise into a sample of N(μ, diag σ²) through which gradients flow.
@@ -24,8 +26,7 @@ def reparameterize(z_mean, z_log_var, epsilon):
 
     Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, section 2.4; derived in chapter 01.
     """
-    z_mean, z_log_var = ops.convert_to_tensor(z_mean), ops.convert_to_tensor(z_log_var)
-    epsilon = ops.convert_to_tensor(epsilon)
+    z_mean, z_log_var, epsilon = to_tensors(z_mean, z_log_var, epsilon)
     shapes = [tuple(tensor.shape) for tensor in (z_mean, z_log_var, epsilon)]
     try:
         # A size that is not known yet counts as 1, which fits everything.

@@ -258,6 +258,8 @@ def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2)
     Source: Chollet (2020), https://keras.io/examples/generative/vae/, with He initialization in the ReLU layers.
     """
     _check_sizes(image_shape=image_shape, filters=filters, hidden=(hidden,), latent_dim=(latent_dim,))
+    if len(image_shape) != 3:
+        raise ValueError(f"`image_shape` must be (height, width, channels). Received: {image_shape}")
     height, width, channels = image_shape
     factor = 2 ** len(filters)
     if height % factor or width % factor:

@@ -1,0 +1,161 @@
+"""Bounds against models whose log p(x) is known: a linear-Gaussian one exactly, a Bernoulli one by quadrature."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+from scipy import integrate, special, stats
+
+from vae_utils.evaluation import elbo, grid_log_likelihood, log_likelihood, reconstruction_floor
+from vae_utils.models import VAE, dense_vae
+
+NOISE = 0.5  # standard deviation of x given z
+
+
+class LinearGaussian(VAE):
+    """x = W z + b + noise: log p(x) is a Gaussian's log-density."""
+
+    def log_prob(self, x, logits):
+        x, mean = ops.reshape(x, (-1, 6)), ops.reshape(logits, (-1, 6))
+        return -0.5 * ops.sum(((x - mean) / NOISE) ** 2 + np.log(2 * np.pi * NOISE**2), axis=1)
+
+
+def tiny_vae(cls=VAE, log_var=None):
+    """A model of 2×3 images with linear encoder and decoder, and random weights."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2, 3, 1))
+    h = layers.Flatten()(inputs)
+    z_mean = layers.Dense(2)(h)
+    z_log_var = layers.Dense(2)(h)
+    z = layers.Add()([z_mean, z_log_var])  # evaluation draws its own z
+    encoder = keras.Model(inputs, [z_mean, z_log_var, z])
+    latent = keras.Input((2,))
+    decoder = keras.Model(latent, layers.Reshape((2, 3, 1))(layers.Dense(6, bias_initializer="random_normal")(latent)))
+    return cls(encoder, decoder)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(0).random((8, 2, 3, 1)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def linear_gaussian(x):
+    """The model, its exact log p(x), and a setter that makes its encoder give the true posterior."""
+    vae = tiny_vae(LinearGaussian)
+    dense = vae.decoder.layers[1]
+    weights, bias = (np.array(value, "float64") for value in dense.get_weights())
+    covariance = weights.T @ weights + NOISE**2 * np.eye(6)
+    exact = stats.multivariate_normal(bias, covariance).logpdf(x.reshape(8, 6).astype("float64"))
+    return vae, exact, weights, bias
+
+
+def test_elbo_lies_below_the_exact_log_likelihood(linear_gaussian, x):
+    vae, exact, _, _ = linear_gaussian
+    bound = elbo(vae, x, num_samples=2_000, seed=1)
+    assert (bound < exact).all()
+    assert (exact - bound).mean() > 0.1, "an untrained encoder leaves a gap"
+
+
+def test_the_gap_is_the_divergence_to_the_true_posterior(linear_gaussian, x):
+    vae, exact, weights, bias = linear_gaussian
+    num_samples = 4_000
+    draws = np.stack([elbo(vae, x, num_samples=100, seed=seed) for seed in range(num_samples // 100)])
+    bound, standard_error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    precision = np.eye(2) + weights @ weights.T / NOISE**2
+    covariance = np.linalg.inv(precision)
+    z_mean, z_log_var = (t.astype("float64") for t in vae.encode(x))
+    for i in range(len(x)):
+        mean = covariance @ weights @ (x[i].ravel() - bias) / NOISE**2
+        difference = mean - z_mean[i]
+        variance = np.exp(z_log_var[i])
+        divergence = 0.5 * (
+            np.trace(precision @ np.diag(variance))
+            + difference @ precision @ difference
+            - 2
+            - np.log(np.linalg.det(precision) * variance.prod())
+        )
+        # 8 tests, each at 4.5 standard errors of 40 means: a correct function fails once in some 2,000 seeds.
+        assert abs(exact[i] - bound[i] - divergence) < 4.5 * standard_error[i]
+
+
+def test_the_importance_weighted_bound_climbs_to_log_likelihood(linear_gaussian, x):
+    vae, exact, _, _ = linear_gaussian
+    gaps = [(exact - log_likelihood(vae, x, num_samples=k, seed=2)).mean() for k in (1, 10, 100, 10_000)]
+    assert gaps[0] > gaps[1] > gaps[2] > gaps[3] > -0.02
+    assert gaps[3] < 0.05
+
+
+def test_more_samples_change_only_the_noise(linear_gaussian, x):
+    vae, *_ = linear_gaussian
+    singles = [elbo(vae, x, num_samples=1, seed=seed) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(singles[0], singles[1])
+    assert not np.allclose(singles[0], singles[2])
+    assert singles[0].shape == (8,)
+
+
+def test_elbo_ignores_beta(x):
+    vae = tiny_vae()
+    before = elbo(vae, x)
+    vae.beta = 7.0
+    np.testing.assert_array_equal(before, elbo(vae, x))
+
+
+def test_elbo_is_what_evaluate_reports(digits):
+    vae = dense_vae(hidden=(16,))
+    vae.compile()
+    bound = elbo(vae, digits.x_test, num_samples=4)
+    loss = vae.evaluate(digits.x_test, verbose=0)[0]
+    standard_error = bound.std() / np.sqrt(len(bound))
+    assert abs(loss + bound.mean()) < 4 * standard_error
+
+
+def test_grid_is_the_integral(x):
+    vae = tiny_vae()
+    kernel, bias = (np.array(value, "float64") for value in vae.decoder.layers[1].get_weights())
+    grid = grid_log_likelihood(vae, x, points=200)
+    for i in range(3):
+        pixels = x[i].ravel().astype("float64")
+
+        def joint(z1, z0, pixels=pixels):
+            logits = np.array([z0, z1]) @ kernel + bias
+            log_p = pixels @ logits - np.logaddexp(0, logits).sum()
+            return np.exp(log_p - (z0**2 + z1**2) / 2) / (2 * np.pi)
+
+        expected, _ = integrate.dblquad(joint, -8, 8, -8, 8, epsabs=1e-9)
+        np.testing.assert_allclose(grid[i], np.log(expected), atol=1e-5)
+
+
+def test_grid_and_importance_samples_agree(x):
+    vae = tiny_vae()
+    sampled = np.stack([log_likelihood(vae, x, num_samples=2_000, seed=seed) for seed in range(8)])
+    standard_error = sampled.std(axis=0, ddof=1) / np.sqrt(len(sampled))
+    assert (np.abs(grid_log_likelihood(vae, x) - sampled.mean(axis=0)) < 6 * standard_error + 1e-4).all()
+
+
+def test_reconstruction_floor_is_the_entropy(digits):
+    x = digits.x_test[:20].astype("float64")
+    expected = special.entr(x).sum(axis=(1, 2, 3)) + special.entr(1 - x).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(reconstruction_floor(x), expected, rtol=1e-12)
+    np.testing.assert_array_equal(reconstruction_floor(x.round()), 0)
+    assert reconstruction_floor(np.full((1, 784), 0.5))[0] == pytest.approx(784 * np.log(2))
+
+
+@pytest.mark.mnist
+def test_published_floor_of_grey_mnist(mnist):
+    assert reconstruction_floor(mnist.x_test).mean() == pytest.approx(45.53, abs=0.005)
+
+
+def test_bad_arguments_are_named(x):
+    vae = tiny_vae()
+    for call in (elbo, log_likelihood):
+        for num_samples in (0, 1.5):
+            with pytest.raises(ValueError, match="num_samples"):
+                call(vae, x, num_samples=num_samples)
+        with pytest.raises(ValueError, match="shape"):
+            call(vae, x[..., 0])
+    with pytest.raises(ValueError, match="2 latent dimensions"):
+        grid_log_likelihood(dense_vae(hidden=(4,), latent_dim=3), np.zeros((1, 28, 28, 1)))
+    for bad in ([[1.5]], [[np.nan]], np.zeros((0, 4))):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            reconstruction_floor(bad)

@@ -1,0 +1,271 @@
+"""VAE as a Keras model in full standing: fit, evaluate, predict, save, load, callbacks, compiled steps, seeds."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from vae_utils.models import VAE, conv_vae, dense_vae
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    return digits.x_train[:200]
+
+
+@pytest.fixture
+def vae():
+    keras.utils.set_random_seed(0)
+    vae = dense_vae(hidden=(16,))
+    vae.compile(keras.optimizers.Adam(1e-3))
+    return vae
+
+
+def small_vae(**options):
+    keras.utils.set_random_seed(1)
+    vae = dense_vae(hidden=(16,))
+    vae.compile(keras.optimizers.Adam(1e-3), **options)
+    return vae
+
+
+def weights_equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+def test_published_parameter_counts():
+    # 784·256+256 + 2·(256·2+2) + 2·256+256 + 256·784+784, by hand
+    assert dense_vae().count_params() == 404_244
+    assert dense_vae(hidden=(512,)).count_params() == 807_700
+    vae = conv_vae()
+    assert (vae.encoder.count_params(), vae.decoder.count_params(), vae.count_params()) == (69_076, 65_089, 134_165)
+
+
+@pytest.mark.parametrize("build", [dense_vae, conv_vae])
+@pytest.mark.parametrize("shape", [(28, 28, 1), (16, 32, 3)])
+def test_encoder_and_decoder_are_interchangeable(build, shape):
+    vae = build(image_shape=shape, latent_dim=5)
+    outputs = vae(np.zeros((3, *shape), "float32"))
+    assert outputs["z_mean"].shape == outputs["z_log_var"].shape == (3, 5)
+    assert outputs["logits"].shape == vae.decode(np.zeros((3, 5))).shape == (3, *shape)
+
+
+def test_loss_is_a_sum_written_by_hand(vae, images):
+    x = images[:1]
+    outputs = {name: np.array(value, "float64") for name, value in vae(x).items()}
+    loss = float(vae.compute_loss(x, y_pred=outputs))
+    p = 1 / (1 + np.exp(-outputs["logits"]))
+    reconstruction = kl = 0.0
+    for pixel, probability in zip(x.ravel(), p.ravel(), strict=True):
+        reconstruction -= pixel * np.log(probability) + (1 - pixel) * np.log(1 - probability)
+    for mean, log_var in zip(outputs["z_mean"][0], outputs["z_log_var"][0], strict=True):
+        kl += 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var)
+    np.testing.assert_allclose(loss, reconstruction + kl, rtol=1e-5)
+    np.testing.assert_allclose(vae.reconstruction_tracker.result(), reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(vae.kl_tracker.result(), kl, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 4.0])
+def test_metrics_add_up_also_over_a_last_partial_batch(vae, images, beta):
+    vae.beta = beta
+    scores = vae.evaluate(images, batch_size=64, verbose=0, return_dict=True)
+    assert set(scores) == {"loss", "reconstruction_loss", "kl_loss"}
+    expected = scores["reconstruction_loss"] + beta * scores["kl_loss"]
+    np.testing.assert_allclose(scores["loss"], expected, rtol=1e-5)
+
+
+def test_fit_takes_arrays_datasets_and_validation_data(vae, images):
+    history = vae.fit(images, validation_data=images[:50], epochs=2, verbose=0).history
+    names = {"loss", "reconstruction_loss", "kl_loss"}
+    assert set(history) == names | {f"val_{name}" for name in names}
+    assert history["loss"][1] < history["loss"][0]
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(50)
+    vae.fit(dataset, validation_data=dataset, verbose=0)
+    vae.fit(images, validation_split=0.2, verbose=0)
+    vae.fit(images, images, validation_data=(images, images), verbose=0)
+    np.testing.assert_allclose(
+        vae.evaluate(dataset, verbose=0), vae.evaluate(images, batch_size=50, verbose=0), rtol=1e-5
+    )
+
+
+def test_predict_reconstructs_from_the_mean(vae, images):
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(50)
+    predicted = vae.predict(images, verbose=0)
+    assert predicted.shape == images.shape and 0 <= predicted.min() and predicted.max() <= 1
+    np.testing.assert_allclose(predicted, vae.decode(vae.encode(images)[0]), atol=1e-6)
+    np.testing.assert_allclose(predicted, vae.predict(dataset, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(vae.encode(dataset)[0], vae.encode(images)[0], atol=1e-6)
+
+
+def test_decode_gives_probabilities(vae):
+    z = np.random.default_rng(0).normal(size=(7, 2))
+    logits = np.array(vae.decoder(z), "float64")
+    np.testing.assert_allclose(vae.decode(z, batch_size=3), 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_sample_decodes_standard_normal_noise():
+    identity = keras.Input((2,))
+    encoder_input = keras.Input((2, 1, 1))
+    flat = keras.layers.Flatten()(encoder_input)
+    encoder = keras.Model(encoder_input, [keras.layers.Dense(2)(flat) for _ in range(3)])
+    vae = VAE(encoder, keras.Model(identity, keras.layers.Reshape((2, 1, 1))(identity)))
+    p = vae.sample(20_000, seed=3).reshape(-1, 2)
+    z = np.log(p / (1 - p))  # this decoder's logits are z itself
+    for j in range(2):
+        assert stats.kstest(z[:, j], "norm").pvalue > 1e-4  # level 1e-4, seed fixed
+    np.testing.assert_array_equal(vae.sample(5, seed=3), vae.sample(5, seed=3))
+    assert not np.array_equal(vae.sample(5, seed=3), vae.sample(5, seed=4))
+
+
+def test_saved_and_loaded_in_safe_mode_it_evaluates_the_same(vae, images, tmp_path):
+    vae.beta = 0.25
+    vae.fit(images, verbose=0)
+    before = vae.evaluate(images, verbose=0)
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras", safe_mode=True)
+    assert isinstance(loaded, VAE) and loaded.beta == 0.25
+    assert loaded.evaluate(images, verbose=0) == before
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), vae.predict(images, verbose=0))
+    loaded.fit(images, verbose=0)
+
+
+def test_weights_can_be_saved_alone(vae, images, tmp_path):
+    vae.save_weights(tmp_path / "vae.weights.h5")
+    other = dense_vae(hidden=(16,))
+    other.load_weights(tmp_path / "vae.weights.h5")
+    assert weights_equal(vae, other)
+
+
+def test_evaluate_draws_the_same_noise_and_leaves_training_noise_alone(images):
+    first, second = small_vae(), small_vae()
+    assert first.evaluate(images, verbose=0) == first.evaluate(images, verbose=0)
+    first.fit(images, epochs=2, validation_data=images[:50], verbose=0)
+    second.fit(images, epochs=2, verbose=0)
+    assert weights_equal(first, second)
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True, "steps_per_execution": 4}])
+def test_same_seed_same_weights_bit_for_bit(images, options):
+    trained = []
+    for _ in range(2):
+        vae = small_vae(**options)
+        vae.fit(images, epochs=2, verbose=0)
+        trained.append(vae)
+    assert weights_equal(*trained)
+    assert not weights_equal(trained[0], small_vae())
+
+
+def test_convolutional_training_repeats_bit_for_bit(images):
+    trained = []
+    for _ in range(2):
+        keras.utils.set_random_seed(2)
+        vae = conv_vae(filters=(8, 8))
+        vae.compile("adam")
+        vae.fit(images, verbose=0)
+        trained.append(vae)
+    assert weights_equal(*trained)
+
+
+def test_compiled_steps_give_the_loss_of_plain_ones(images):
+    histories = [
+        small_vae(**options).fit(images, batch_size=50, epochs=3, shuffle=False, verbose=0).history["loss"]
+        for options in ({"jit_compile": False}, {"jit_compile": False, "steps_per_execution": 4})
+    ]
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+def test_a_callback_changes_beta_during_training(images, options):
+    vae = small_vae(**options)
+    seen = []
+
+    class WarmUp(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.beta = float(epoch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((logs["loss"] - logs["reconstruction_loss"]) / logs["kl_loss"])
+
+    vae.fit(images, batch_size=50, epochs=3, callbacks=[WarmUp()], verbose=0)
+    np.testing.assert_allclose(seen, [0, 1, 2], atol=2e-3)
+
+
+def test_early_stopping_restores_the_best_weights(vae, images):
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
+    history = vae.fit(images, validation_data=images[:50], epochs=4, callbacks=[stop], verbose=0).history
+    np.testing.assert_allclose(vae.evaluate(images[:50], verbose=0)[0], min(history["val_loss"]), rtol=1e-5)
+
+
+def test_sample_weights_weigh_examples(vae, images):
+    x = np.concatenate([images[:10], images[100:110]])
+    outputs = vae(x)
+    weights = np.repeat([2.0, 0.0], 10)
+    halves = {name: value[:10] for name, value in outputs.items()}
+    weighted = vae.compute_loss(x, y_pred=outputs, sample_weight=weights)
+    np.testing.assert_allclose(weighted, vae.compute_loss(x[:10], y_pred=halves), rtol=1e-6)
+
+
+def test_another_likelihood_takes_one_method(images):
+    class Gaussian(VAE):
+        def log_prob(self, x, logits):
+            return -0.5 * keras.ops.sum((x - logits) ** 2, axis=(1, 2, 3))
+
+    base = dense_vae(hidden=(16,))
+    vae = Gaussian(base.encoder, base.decoder)
+    vae.compile("adam")
+    outputs = vae(images[:5])
+    vae.compute_loss(images[:5], y_pred=outputs)
+    expected = 0.5 * np.sum((images[:5] - np.array(outputs["logits"])) ** 2, axis=(1, 2, 3)).mean()
+    np.testing.assert_allclose(vae.reconstruction_tracker.result(), expected, rtol=1e-5)
+
+
+BAD_IMAGES = {
+    "bytes": (lambda x: x * 255, "Divide by 255"),
+    "negative": (lambda x: x - 0.5, "values from -0.5"),
+    "NaN": (lambda x: np.where(x == x.max(), np.nan, x), "NaN"),
+    "no channel": (lambda x: x[..., 0], r"\(n, 28, 28, 1\).*\(20, 28, 28\)"),
+    "one image": (lambda x: x[0], r"Received: \(28, 28, 1\)"),
+    "none": (lambda x: x[:0], r"Received: \(0, 28, 28, 1\)"),
+}
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "encode"])
+@pytest.mark.parametrize("fault", BAD_IMAGES)
+def test_bad_images_are_named_before_anything_starts(vae, images, method, fault):
+    spoil, message = BAD_IMAGES[fault]
+    with pytest.raises(ValueError, match=message):
+        getattr(vae, method)(spoil(images[:20]))
+
+
+def test_bad_validation_images_are_named_before_training(vae, images):
+    before = vae.get_weights()
+    for validation_data in (images * 255, (images * 255,), (images * 255, images)):
+        with pytest.raises(ValueError, match="Divide by 255"):
+            vae.fit(images, validation_data=validation_data, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, vae.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda vae: vae.decode(np.zeros((3, 5))), r"\(n, 2\).*\(3, 5\)"),
+        (lambda vae: vae.decode(np.zeros(2)), r"\(n, 2\).*\(2,\)"),
+        (lambda vae: vae.decode(np.full((1, 2), np.nan)), "finite"),
+        (lambda vae: vae.sample(0), "positive integer"),
+        (lambda vae: vae.sample(2.5), "positive integer"),
+        (lambda vae: setattr(vae, "beta", -1), "negative"),
+        (lambda vae: setattr(vae, "beta", float("nan")), "negative"),
+        (lambda vae: dense_vae(latent_dim=0), "latent_dim"),
+        (lambda vae: dense_vae(hidden=(256, -1)), "hidden"),
+        (lambda vae: dense_vae(image_shape=(28, 28.0)), "image_shape"),
+        (lambda vae: conv_vae(filters=(0,)), "filters"),
+        (lambda vae: conv_vae(image_shape=(30, 28, 1)), "divisible by 4"),
+        (lambda vae: conv_vae(image_shape=(28, 28)), "image_shape"),
+        (lambda vae: VAE(vae.encoder, dense_vae(latent_dim=3).decoder), "z_mean, z_log_var, z"),
+        (lambda vae: VAE(vae.decoder, vae.decoder), "z_mean, z_log_var, z"),
+        (lambda vae: VAE(vae.encoder, dense_vae((14, 14, 1)).decoder), "images' shape"),
+    ],
+)
+def test_bad_arguments_are_named(vae, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(vae)
