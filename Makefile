@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := cpu,notebooks,dev
 NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
-	-p no:python -p no:cacheprovider -p tools.nbval_report -x notebooks
+	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help venv lab test verify notebooks lint lock slug clean

@@ -364,7 +364,7 @@ for name, q in (("left bump", fit_left), ("right bump", fit_right), ("wide", fit
 
 # %% tags=["eq-2.9", "nbval-check-output"]
 rng = np.random.default_rng(4)
-for mean, log_var in zip(rng.normal(size=50), rng.uniform(-4, 0.5, size=50)):
+for mean, log_var in rng.uniform([-2, -4], [2, -0.5], size=(50, 2)):
     log_q = log_normal(z_grid, mean, log_var)
     expectation = integrate(np.exp(log_q) * (log_q - log_joint(z_grid)))
     with_plus, with_minus = expectation + log_evidence, expectation - log_evidence
@@ -434,7 +434,6 @@ for q in (fit_left, fit_right, fit_wide, np.array([0.0, 0.0])):
     log_w = log_joint(z_grid) - log_q
     log_of_mean = np.log(integrate(np.exp(log_q + log_w)))
     mean_of_log = integrate(np.exp(log_q) * log_w)
-    assert abs(log_of_mean - norm.logpdf(X_OBSERVED, z_grid**2 + z_grid / 2, 0.5).max()) > 0.1
     assert abs(log_of_mean - log_evidence) < 1e-10 and mean_of_log < log_of_mean
     assert abs(mean_of_log - (log_evidence - reverse_kl(q))) < 1e-10  # the ELBO of the first road
 
@@ -660,10 +659,8 @@ rows = {
 }
 for name, row in rows.items():
     print(f"{name:12}" + "".join(f"{float(value):18.5f}" for value in row))
-print(
-    f"{'Monte Carlo':12}"
-    + "".join(f"{v:10.4f} ± {e:.4f}"[:18].rjust(18) for v, e in zip(mean, error))
-)
+cells = [f"{mean[i]:.4f} ± {error[i]:.4f}".rjust(18) for i in range(3)]
+print(f"{'Monte Carlo':12}" + "".join(cells))
 
 # %% [markdown]
 # Four exact methods agree to five decimals, and Monte Carlo agrees within its error bars. From here on we trust `gaussian_kl`.
@@ -863,7 +860,8 @@ for b_K in bounds.values():
 # %% mystnb={"figure": {"caption": "The importance-weighted bound against the number of samples K; bars of ±2 standard errors are smaller than most markers.", "name": "fig-importance-weighted"}, "image": {"alt": "Two rising curves under the dashed line log p(x): with the prior as q from far below at K = 1 to the line at K of about 100, with the best diagonal q close to the line from the start."}}
 fig, ax = plt.subplots(layout="constrained")
 ax.axhline(log_px, color="black", ls="--", label="log p(x)")
-for (name, b_K), color, marker in zip(bounds.items(), (ORANGE, BLUE), "so"):
+for name, color, marker in (("prior", ORANGE, "s"), ("diagonal", BLUE, "o")):
+    b_K = bounds[name]
     means, errors = [b.mean() for b in b_K], [2 * b.std() / np.sqrt(b.size) for b in b_K]
     ax.errorbar(2.0 ** np.arange(11), means, errors, color=color, marker=marker, label=f"q: {name}")
 ax.set(xscale="log", xlabel="samples K", ylabel="bound (nats)")
@@ -934,8 +932,9 @@ def train_linear_vae(latent_dim=2, beta=1.0, noise=None, steps=4000, step_size=0
         for step in tf.range(steps):
             with tf.GradientTape() as tape:
                 loss = linear_vae_loss(x, W, log_noise, V, z_log_var, beta)
-            for variable, gradient in zip(trained, tape.gradient(loss, trained)):
-                variable.assign_sub(step_size * gradient)
+            gradients = tape.gradient(loss, trained)
+            for i, variable in enumerate(trained):
+                variable.assign_sub(step_size * gradients[i])
             losses.scatter_nd_update([[step]], [loss])
 
     run()

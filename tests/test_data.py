@@ -152,9 +152,7 @@ def test_a_header_that_claims_terabytes_is_refused(accepted, tmp_path):
     path = tmp_path / "bad.npz"
     np.savez(path, **{name: a for name, a in accepted.items() if name != "y_test"})
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "|u1", "fortran_order": False, "shape": (10**12,)}
-    )
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**12,)})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("y_test.npy", header.getvalue())
     with pytest.raises(DataError, match=r"y_test is uint8 of shape \(1000000000000,\), expected"):
@@ -283,6 +281,7 @@ def test_binarize_refuses_what_is_no_probability(x):
 
 
 def test_optical_digits_are_the_same_every_time():
-    assert hashlib.sha256(load_optical_digits().x_test.tobytes()).digest() == hashlib.sha256(
-        load_optical_digits().x_test.tobytes()
-    ).digest()
+    assert (
+        hashlib.sha256(load_optical_digits().x_test.tobytes()).digest()
+        == hashlib.sha256(load_optical_digits().x_test.tobytes()).digest()
+    )

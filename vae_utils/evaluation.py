@@ -34,7 +34,7 @@ def elbo(vae, x, num_samples=1, seed=0):
     def term(x, z_mean, z_log_var, z):
         return vae.log_prob(x, vae.decoder(z)) - gaussian_kl(z_mean, z_log_var)
 
-    total = _accumulate(np.add, 0.0, term, vae, x, num_samples, seed)
+    total = _accumulate(np.add, term, vae, x, num_samples, seed)
     return total / num_samples
 
 
@@ -62,7 +62,7 @@ def log_likelihood(vae, x, num_samples=100, seed=0):
         log_prior = gaussian_log_prob(z, ops.zeros_like(z), ops.zeros_like(z))
         return vae.log_prob(x, vae.decoder(z)) + log_prior - gaussian_log_prob(z, z_mean, z_log_var)
 
-    total = _accumulate(np.logaddexp, -np.inf, term, vae, x, num_samples, seed)
+    total = _accumulate(np.logaddexp, term, vae, x, num_samples, seed)
     return total - np.log(num_samples)
 
 
@@ -128,22 +128,25 @@ def reconstruction_floor(x):
     return entropy.reshape(len(x), -1).sum(axis=1)
 
 
-def _accumulate(add, start, term, vae, x, num_samples, seed):
-    """Combine `term(x, z_mean, z_log_var, z)`, shape `(n,)`, over `num_samples` draws of z."""
+def _accumulate(add, term, vae, x, num_samples, seed):
+    """Combine `term(x, z_mean, z_log_var, z)` over `num_samples` draws of z, by NumPy's ufunc `add`; shape `(n,)`."""
     if not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
         raise ValueError(f"`num_samples` must be a positive integer. Received: {num_samples!r}")
     z_mean, z_log_var = vae.encode(x)
     x = np.asarray(x, "float32")
     generator = keras.random.SeedGenerator(seed)
-    total = np.full(len(x), start, "float64")
+    total = np.full(len(x), add.identity, "float64")
     for rows in _slices(len(x)):
-        given = [ops.convert_to_tensor(array[rows]) for array in (x, z_mean, z_log_var)]
-        for _ in range(num_samples):
-            epsilon = keras.random.normal(given[1].shape, seed=generator)
-            values = term(*given, reparameterize(given[1], given[2], epsilon))
-            total[rows] = add(total[rows], ops.convert_to_numpy(values))
+        n = len(x[rows])
+        for draws in _slices(num_samples, _ROWS // n):
+            repeats = len(range(num_samples)[draws])
+            given = [np.concatenate([array[rows]] * repeats) for array in (x, z_mean, z_log_var)]
+            z = reparameterize(*given[1:], keras.random.normal(given[1].shape, seed=generator))
+            values = ops.convert_to_numpy(term(*map(ops.convert_to_tensor, given), z))
+            values = add.reduce(values.reshape(repeats, n).astype("float64"), axis=0)
+            total[rows] = add(total[rows], values)
     return total
 
 
-def _slices(n):
-    return [slice(start, start + _ROWS) for start in range(0, n, _ROWS)]
+def _slices(n, size=_ROWS):
+    return [slice(start, start + size) for start in range(0, n, size)]

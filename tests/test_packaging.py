@@ -1,0 +1,105 @@
+"""One list of dependencies, one address, nothing of the machine in the tree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools.set_slug import current_slug
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS_IN_LOCK = ("cpu", "notebooks", "dev")
+
+
+def tracked_files():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def test_lock_has_every_dependency_with_hashes_and_no_address():
+    lock = (ROOT / "requirements.lock").read_text("utf-8")
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    wanted = [*PROJECT["dependencies"], *(d for e in EXTRAS_IN_LOCK for d in PROJECT["optional-dependencies"][e])]
+    for requirement in wanted:
+        name, minimum = re.match(r"([\w-]+)[^>]*>=([\d.]+)", requirement).groups()
+        assert version(pins[name]) >= version(minimum), requirement
+    entries = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)[1:]
+    assert len(entries) > 50 and all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in lock and "index-url" not in lock and "find-links" not in lock
+
+
+def version(text):
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def test_environment_yml_adds_no_second_list():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-e .[cpu,notebooks]"]}]
+    assert PROJECT["requires-python"].startswith(">=3.11")
+
+
+def test_no_other_file_lists_dependencies():
+    names = {path.relative_to(ROOT).as_posix() for path in tracked_files()}
+    for name in ("requirements.txt", "setup.py", "setup.cfg", "Pipfile", "conda.yml", "binder/environment.yml"):
+        assert name not in names
+
+
+def test_module_imports_only_what_is_declared():
+    declared = {re.match(r"[\w-]+", d)[0].replace("-", "_") for d in PROJECT["dependencies"]}
+    declared = (declared | {"sklearn", "vae_utils"}) - {"scikit_learn"}
+    for path in (ROOT / "vae_utils").glob("*.py"):
+        for module in re.findall(r"^\s*(?:from|import) ([a-z_]+)", path.read_text("utf-8"), re.MULTILINE):
+            assert module in declared | set(sys.stdlib_module_names), f"{path.name}: {module}"
+
+
+def test_module_can_be_read_in_one_sitting():
+    lines = sum(len(path.read_text("utf-8").splitlines()) for path in (ROOT / "vae_utils").glob("*.py"))
+    assert lines < 1_300
+
+
+def test_import_waits_neither_for_keras_nor_for_matplotlib():
+    code = "import sys, vae_utils; print(sorted({'keras', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert printed.stdout.strip() == "[]"
+
+
+def test_tree_holds_no_path_address_or_unfinished_work():
+    unfinished = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])  # spelt so that this line is not one
+    patterns = [rf"\b({unfinished})\b", re.escape(str(ROOT) + "/"), re.escape(str(Path.home()) + "/"), r"/simple/?\b"]
+    for path in tracked_files():
+        if path.suffix in {".png", ".keras", ".npz", ".h5"} or path.name == "requirements.lock":
+            continue
+        text = path.read_text("utf-8")
+        for pattern in patterns:
+            found = re.search(pattern, text)
+            assert not found, f"{path.relative_to(ROOT)}: {found and found[0]}"
+
+
+def test_one_address_everywhere():
+    slug = current_slug()
+    for path in tracked_files():
+        if path.suffix in {".py", ".ipynb", ".md", ".yml", ".cff"}:
+            for found in re.findall(
+                r"(?:colab\.research\.google\.com/github|git\+https://github\.com|kaggle\.com/kernels/welcome\?src=https://github\.com)/([\w.-]+/[\w.-]+?)(?:[@/\"')\s]|$)",
+                path.read_text("utf-8"),
+            ):
+                assert found == slug, path
+
+
+def test_citation_has_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert citation["repository-code"] == PROJECT["urls"]["Repository"]
+
+
+def test_makefile_explains_its_targets():
+    text = (ROOT / "Makefile").read_text("utf-8")
+    for target in ("venv", "lab", "test", "verify", "notebooks", "lint", "lock", "slug", "clean", "help"):
+        assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target

@@ -1,0 +1,93 @@
+"""A pytest plugin for nbval runs, for what nbval leaves out.
+
+It keeps what may differ out of the comparison; and when a notebook is through, it tries the notebook's exercises in
+the kernel that still runs, and says how long the notebook took, in which mode and on which data.
+"""
+
+import json
+import re
+import runpy
+import time
+from pathlib import Path
+
+from nbval.plugin import IPyNbFile
+
+from tools.build_notebooks import PROVENANCE
+
+WRONG_ANSWERS = Path(__file__).parent.parent / "tests" / "exercises"
+MAY_DIFFER = ("stderr", "text/html", "image/svg+xml")
+
+#: Runs in the kernel. An exercise's check must refuse the untouched stub and the wrong answer, and pass the solution.
+TRY_EXERCISES = """
+def _try(source, check, answer, number):
+    scope = dict(globals())
+    exec(source, scope)
+    try:
+        exec(check, scope)
+        scope[f"check_{number}"](scope[answer])
+    except AssertionError:
+        return "refused"
+    return "passed"
+
+for _number, _answer, _check, _sources in __import__("json").loads(EXERCISES):
+    _outcomes = [_try(_source, _check, _answer, _number) for _source in _sources]
+    if _outcomes != ["refused", "refused", "passed"]:
+        raise RuntimeError(f"exercise {_number}: stub, wrong answer and solution were {_outcomes}")
+"""
+
+_started = {}
+
+
+def pytest_configure(config):
+    original = IPyNbFile.__init__
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.skip_compare = (*self.skip_compare, *MAY_DIFFER)
+
+    IPyNbFile.__init__ = init
+
+
+def pytest_runtest_setup(item):
+    _started.setdefault(item.parent, time.time())
+
+
+def pytest_runtest_teardown(item, nextitem):
+    notebook = item.parent
+    if nextitem is not None and nextitem.parent is notebook:
+        return
+    cases = exercises(notebook)
+    reply = ask(notebook, f"EXERCISES = {json.dumps(cases)!r}\n{TRY_EXERCISES}" if cases else "")
+    if reply["status"] != "ok":
+        raise AssertionError(f"{notebook.name}: {reply['evalue']}")
+    answers = {name: answer["data"]["text/plain"] for name, answer in reply["user_expressions"].items()}
+    seconds = time.time() - _started[notebook]
+    print(
+        f"\n{notebook.name}: {seconds:.0f} s, mode {answers['mode']}, data {answers['dataset']}, "
+        f"{len(cases)} exercises tried"
+    )
+
+
+def ask(notebook, code):
+    reply = notebook.kernel.kc.execute(code, user_expressions=PROVENANCE, reply=True, timeout=600)
+    return reply["content"]
+
+
+def exercises(notebook):
+    """List [number, answer's name, check cell, [stub, wrong answer, solution]] of each exercise."""
+    tagged = {
+        tag: [cell.source for cell in notebook.nb.cells if tag in cell.metadata.get("tags", [])]
+        for tag in ("exercise", "exercise-check")
+    }
+    text = "\n".join(cell.source for cell in notebook.nb.cells if cell.cell_type == "markdown")
+    solutions = re.findall(r"<summary>Solution.*?```python\n(.*?)```", text, re.DOTALL)
+    path = WRONG_ANSWERS / f"{notebook.name[:2]}.py"
+    wrong = runpy.run_path(str(path))["WRONG"] if path.exists() else {}
+    cases = []
+    for number, (stub, check, solution) in enumerate(
+        zip(tagged["exercise"], tagged["exercise-check"], solutions, strict=True), start=1
+    ):
+        answer = re.search(r"^(?:def )?(\w+)(?: =|\()", stub, re.MULTILINE)[1]
+        sources = [f"{stub}\n{attempt}" for attempt in ("", wrong[number], solution)]
+        cases.append([number, answer, check, sources])
+    return cases
