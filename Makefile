@@ -8,7 +8,7 @@ NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help venv lab test verify notebooks lint lock slug clean
+.PHONY: help venv lab test verify notebooks weights lint lock slug clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -29,6 +29,9 @@ verify: venv  ## every notebook at full length on real MNIST
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
 	$(BIN)/python tools/build_notebooks.py $(ONLY)
+
+weights: venv  ## train the models that ship with vae_utils, an hour or so (ONLY=conv-2d)
+	$(BIN)/python tools/train_weights.py $(ONLY)
 
 lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
 	$(BIN)/ruff check .

@@ -39,17 +39,25 @@ if "google.colab" in sys.modules:
     get_ipython().run_line_magic("pip", "install -q --no-deps git+https://github.com/every-equation-executed/vae@main")
 
 # %%
+import tempfile
+import time
+from pathlib import Path
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
+from scipy.special import logsumexp
+from sklearn.neighbors import KNeighborsClassifier
 
 import vae_utils
 from vae_utils import evaluation, plotting
-from vae_utils.data import load_mnist
-from vae_utils.distributions import bernoulli_log_prob, gaussian_kl
+from vae_utils.data import load_mnist, load_optical_digits
+from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from vae_utils.layers import Sampling
 
+tf.get_logger().setLevel("ERROR")  # building one model after another is no reason to warn
 keras.utils.set_random_seed(0)
 print("quick run" if vae_utils.QUICK else "full run")
 
@@ -77,16 +85,82 @@ print(len(x_train), "to train,", len(x_val), "to validate,", len(digits.x_test),
 # %% mystnb={"figure": {"caption": "The first twenty validation digits.", "name": "fig-04-digits"}, "image": {"alt": "Two rows of ten handwritten digits, black ink on white."}}
 ax = plotting.plot_digits(x_val[:20])
 # %% [markdown]
+# ## Convolve a 4×4 image by hand
+#
+# Start with the smallest example. A 3×3 kernel with stride 2 visits every second pixel, in both directions, and adds up what it
+# sees:
+#
+# $$ y_{ij} = \sum_{a=0}^{2} \sum_{b=0}^{2} w_{ab} \, x_{2i+a,\,2j+b}, \qquad x = 0 \text{ outside the image.} \tag{4.1} $$
+#
+# With indices from 0, a 4×4 image gives a 2×2 result. Compute it with loops, and compare with Keras:
+
+# %% tags=["eq-4.1"]
+image = np.arange(16.0).reshape(4, 4)
+kernel = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+padded = np.pad(image, (0, 1))  # one row and one column of zeros, below and to the right
+result = np.array([[np.sum(kernel * padded[i : i + 3, j : j + 3]) for j in (0, 2)] for i in (0, 2)])
+
+by_keras = ops.conv(image[None, ..., None], kernel[..., None, None], strides=2, padding="same")
+np.testing.assert_array_equal(result, by_keras[0, ..., 0])
+print(result)
+
+# %% [markdown]
+# The result is linear in the image. So there is a matrix $W$ with 4 rows and 16 columns that does the same to the
+# flattened image. Each column says which results one pixel reaches. You find it by convolving one pixel at a time:
+
+# %%
+pixels = np.eye(16).reshape(16, 4, 4, 1)
+W = ops.convert_to_numpy(ops.conv(pixels, kernel[..., None, None], strides=2, padding="same")).reshape(16, 4).T
+assert W.shape == (4, 16) and np.array_equal(W @ image.ravel(), result.ravel())
+
+# %% [markdown]
+# A **transposed** convolution multiplies by the transpose of this matrix. It takes 4 numbers to 16, a 2×2 image to a 4×4
+# one:
+#
+# $$ x' = W^\top y. \tag{4.2} $$
+#
+# It is not the inverse: it has the right shape, and the decoder learns what to do with it.
+
+# %% tags=["eq-4.2"]
+doubled = ops.conv_transpose(result[None, ..., None], kernel[..., None, None], strides=2, padding="same")
+np.testing.assert_array_equal(W.T @ result.ravel(), ops.convert_to_numpy(doubled).ravel())
+print(doubled[0, ..., 0].numpy())
+
+# %% [markdown]
+# Which pixel reaches which? In the figure, each of the 16 pixels on the left names the results on the right that it
+# touches. Read it from left to right for the convolution, from right to left for its transpose.
+
+# %% mystnb={"figure": {"caption": "A 3×3 kernel with stride 2 between a 4×4 and a 2×2 image. A pixel's letters name the results that it reaches.", "name": "fig-04-reach"}, "image": {"alt": "Left, a 4 by 4 grid; each cell holds one, two or four of the letters a, b, c and d. The cell in row 2, column 2 holds all four. Right, a 2 by 2 grid of the cells a, b, c and d."}}
+reach = (W != 0).reshape(4, 4, 4)  # result, row, column
+figure, axes = plt.subplots(1, 2, figsize=(6.5, 3.4), layout="constrained")
+axes[0].imshow(reach.sum(axis=0), cmap="Blues", vmin=0, vmax=8)
+for i, j in np.ndindex(4, 4):
+    axes[0].text(j, i, "".join(np.array(list("abcd"))[reach[:, i, j]]), ha="center", va="center", fontsize=14)
+axes[1].imshow(np.ones((2, 2)), cmap="Blues", vmin=0, vmax=8, extent=(-0.5, 3.5, 3.5, -0.5))
+for k, letter in enumerate("abcd"):
+    axes[1].text(0.5 + 2 * (k % 2), 0.5 + 2 * (k // 2), letter, ha="center", va="center", fontsize=14)
+for ax, title in zip(axes, ["4×4 pixels", "2×2 results"], strict=True):
+    ax.set(title=title, xlabel="column", ylabel="row")
+for line in (0.5, 1.5, 2.5):
+    axes[0].axhline(line, color="white"), axes[0].axvline(line, color="white")
+axes[1].axhline(1.5, color="white"), axes[1].axvline(1.5, color="white")
+axes[0].set(xticks=range(4), yticks=range(4))
+axes[1].set(xticks=[0.5, 2.5], xticklabels=[0, 1], yticks=[0.5, 2.5], yticklabels=[0, 1])
+
+# %% [markdown]
+# Pixels are not treated alike: one reaches four results, others one. In the transposed direction, some output pixels are
+# written four times and their neighbours once. That is where the checkerboard patterns of some generated images come
+# from.
+#
 # ## Halve the image: the encoder
 #
-# A 3×3 convolution with `strides=2` and `padding="same"` visits every second pixel, so its output has half the height
-# and half the width. For an input of $n$ pixels on a side and stride $s$, the output has
+# The same holds for any size. For $n$ pixels on a side and stride $s$, `padding="same"` gives
 #
-# $$ m = \lceil n / s \rceil \tag{4.1} $$
+# $$ m = \lceil n / s \rceil \tag{4.3} $$
 #
 # pixels on a side. From 28 you come to 14, then to 7.
 
-# %% tags=["eq-4.1"]
+# %% tags=["eq-4.3"]
 for n in (28, 14, 7, 5):
     convolution = layers.Conv2D(1, kernel_size=3, strides=2, padding="same")
     m = convolution(np.zeros((1, n, n, 1))).shape[1]
@@ -97,11 +171,11 @@ for n in (28, 14, 7, 5):
 # Each of the $c_{\text{out}}$ output channels looks at a $k \times k$ window of all $c_{\text{in}}$ input channels and
 # adds one bias. So the layer has
 #
-# $$ (k \cdot k \cdot c_{\text{in}} + 1) \, c_{\text{out}} \tag{4.2} $$
+# $$ (k \cdot k \cdot c_{\text{in}} + 1) \, c_{\text{out}} \tag{4.4} $$
 #
 # parameters, whatever the size of the image. Count the two convolutions that we'll use:
 
-# %% tags=["eq-4.2", "nbval-check-output"]
+# %% tags=["eq-4.4", "nbval-check-output"]
 for c_in, c_out in [(1, 32), (32, 64)]:
     convolution = layers.Conv2D(c_out, kernel_size=3)
     convolution.build((None, 28, 28, c_in))
@@ -131,8 +205,8 @@ encoder = keras.Model(inputs, [z_mean, z_log_var, z], name="encoder")
 
 # %% tags=["nbval-check-output"]
 for layer in encoder.layers:
-    print(f"{layer.name:<12} {layer.output.shape!s:<20} {layer.count_params():>7,}")
-print(f"together {encoder.count_params():>32,}")
+    print(f"{type(layer).__name__:<16} {layer.output.shape!s:<20} {layer.count_params():>7,}")
+print(f"together {encoder.count_params():>36,}")
 
 # %% [markdown]
 # Nearly three quarters of the encoder's parameters sit in the dense layer that reads the 3,136 features:
@@ -158,8 +232,8 @@ decoder = keras.Model(inputs, logits, name="decoder")
 
 # %% tags=["nbval-check-output"]
 for layer in decoder.layers:
-    print(f"{layer.name:<20} {layer.output.shape!s:<20} {layer.count_params():>7,}")
-print(f"together {decoder.count_params():>40,}")
+    print(f"{type(layer).__name__:<16} {layer.output.shape!s:<20} {layer.count_params():>7,}")
+print(f"together {decoder.count_params():>36,}")
 
 # %% [markdown]
 # These are the published counts of this architecture, which keras.io's example and many posts share.
@@ -176,12 +250,12 @@ print(f"{encoder.count_params():,} + {decoder.count_params():,} = {encoder.count
 #
 # $$ -\text{ELBO}(x) = \underbrace{-\log p_\theta(x|z)}_{\text{reconstruction}}
 #    + \underbrace{\tfrac12 \sum_j \left( \mu_j^2 + \sigma_j^2 - 1 - \log \sigma_j^2 \right)}_{\text{KL}},
-#    \qquad z \sim q_\phi(z|x). \tag{4.3} $$
+#    \qquad z \sim q_\phi(z|x). \tag{4.5} $$
 #
 # The first term sums over the 784 pixels, the second over the latent dimensions; both are in nats. A batch's loss is the
 # average over its images. Compute it for one digit by hand, in NumPy, and compare.
 
-# %% tags=["eq-4.3"]
+# %% tags=["eq-4.5"]
 x = x_val[:1]
 z_mean, z_log_var, z = (np.array(t, "float64") for t in encoder(x))
 p = 1 / (1 + np.exp(-np.array(decoder(z), "float64")))
@@ -221,13 +295,53 @@ class WrittenOutVAE(keras.Model):
 # output, it computes the same loss:
 
 # %%
-from vae_utils.models import VAE, conv_vae
+from vae_utils.models import VAE, conv_vae, dense_vae
 
 vae = VAE(encoder, decoder)
 outputs = vae(x_val[:100])
 written_out = WrittenOutVAE(encoder, decoder).compute_loss(x_val[:100], None, outputs)
 assert written_out == vae.compute_loss(x_val[:100], None, outputs)
 print(f"before training: {float(written_out):.1f} nats per image")
+
+# %% [markdown]
+# ### The other way: write the step yourself
+#
+# keras.io's example overrides `train_step` and computes the gradient with TensorFlow's tape. You see every line of it,
+# and you pay: this model can't `evaluate`, and it runs on TensorFlow only.
+
+
+# %%
+class TrainStepVAE(keras.Model):
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def train_step(self, x):
+        with tf.GradientTape() as tape:
+            z_mean, z_log_var, z = self.encoder(x)
+            loss = ops.mean(-bernoulli_log_prob(x, self.decoder(z)) + gaussian_kl(z_mean, z_log_var))
+        gradients = tape.gradient(loss, self.trainable_weights)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+        return {"loss": loss}
+
+
+# %% [markdown]
+# Do both take the same step? Give them the same seed, hence the same initial weights and the same noise, and train on
+# one batch.
+
+# %%
+after_one_step = []
+for wrap in (VAE, TrainStepVAE):
+    keras.utils.set_random_seed(5)
+    halves = conv_vae()
+    model = wrap(halves.encoder, halves.decoder)
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.fit(x_train[:128], batch_size=128, verbose=0)
+    after_one_step.append(halves.get_weights())
+
+largest = max(np.abs(a - b).max() for a, b in zip(*after_one_step, strict=True))
+print(f"largest difference between any two of {halves.count_params():,} weights: {largest:.1e}")
+assert largest < 1e-5, "a hundredth of a step"
 
 # %% [markdown]
 # Before training, the logits hover around zero: every pixel is close to a fair coin, and 784 fair coins cost
@@ -265,7 +379,9 @@ rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target
 vae.compile(keras.optimizers.Adam(rate), steps_per_execution=10)
 
 # %%
+start = time.perf_counter()
 history = vae.fit(x_train, batch_size=BATCH, epochs=EPOCHS, validation_data=x_val)
+fit_seconds = time.perf_counter() - start
 
 # %% [markdown]
 # Watch three things in the curves: the loss on held-out digits, whether it parts from the training loss, and the two
@@ -290,6 +406,45 @@ for name in ("val_loss", "val_reconstruction_loss", "val_kl_loss"):
 # The held-out loss follows the training loss closely: with a code of two numbers, this model has little room to overfit.
 # The reconstruction gets better while the KL rises. The model buys detail by saying more in its code.
 #
+# ### What averaging the KL costs
+#
+# The first version of keras.io's example *averaged* the KL over the two latent dimensions. Its log ends with a loss of
+# 145.03 = 141.34 + 3.69. Averaging two numbers halves their sum, so this model was trained with $\beta = 1/2$, and its
+# KL was twice what the log says:
+
+# %%
+print(f"as printed: {141.34 + 3.69:.2f}   as −ELBO: {141.34 + 2 * 3.69:.2f} nats per image, on training data")
+
+# %% [markdown]
+# To see what the slip costs, train both ways and score both by the true −ELBO. A dense model answers in seconds, so you can
+# afford three seeds of each.
+
+
+# %%
+def train_dense(beta, seed, epochs):
+    keras.utils.set_random_seed(seed)
+    model = dense_vae()
+    model.beta = beta
+    rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x_train) // 100))
+    model.compile(keras.optimizers.Adam(rate), jit_compile=True, steps_per_execution=50 if not vae_utils.QUICK else 5)
+    model.fit(x_train, batch_size=100, epochs=epochs, verbose=0)
+    return model
+
+
+slip = {
+    beta: [-evaluation.elbo(train_dense(beta, seed, 1 if vae_utils.QUICK else 10), x_val).mean() for seed in range(3)]
+    for beta in (1.0, 0.5)
+}
+for beta, losses in slip.items():
+    print(f"β = {beta}: −ELBO {np.round(losses, 1)}, median {np.median(losses):.1f} nats per image")
+
+# %% mystnb={"figure": {"caption": "The true −ELBO after training with the KL summed and with the KL averaged, three seeds each.", "name": "fig-04-slip"}, "image": {"alt": "Dots for three seeds in each of two rows. The row for the averaged KL lies to the right of the row for the summed KL, at a higher loss, unless a seed went astray."}}
+figure, ax = plt.subplots(figsize=(6, 2.2), layout="constrained")
+for row, losses in enumerate(slip.values()):
+    ax.plot(losses, [row] * 3, "o", alpha=0.7)
+ax.set(xlabel="−ELBO on validation digits, nats per image", yticks=[0, 1], ylim=(-0.6, 1.6))
+ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
+# %% [markdown]
 # ## Look at the latent space
 #
 # Encode the validation digits and draw each at its `z_mean`. No label was used in training.
@@ -388,11 +543,403 @@ assert abs(scores["loss"] + elbo_test.mean()) < 1
 # run as code.
 
 # %%
-import tempfile
-from pathlib import Path
-
 with tempfile.TemporaryDirectory() as folder:
     vae.save(Path(folder) / "conv.keras")
     loaded = keras.saving.load_model(Path(folder) / "conv.keras")
 
 assert loaded.evaluate(x_test, batch_size=500, verbose=0, return_dict=True) == scores
+print("loaded, it scores the same")
+
+# %% [markdown]
+# `fit` on the loaded model would go on training where the first one stopped, with the optimizer's state. And the encoder
+# alone is a model too:
+
+# %%
+assert isinstance(loaded.encoder, keras.Model)
+z_mean, z_log_var, z = loaded.encoder(x_val[:3])
+print(z_mean.shape, z_log_var.shape, z.shape)
+
+# %% [markdown]
+# ## Put the dense VAE beside it
+#
+# Does the convolution pay? Train the dense VAE of chapter 03 and compare at equal latent size.
+
+# %%
+start = time.perf_counter()
+dense = train_dense(1.0, 1, 1 if vae_utils.QUICK else 30)
+seconds = time.perf_counter() - start
+dense_test = evaluation.elbo(dense, x_test, num_samples=10)
+paired = dense_test - elbo_test  # both models score the same digits
+print(f"dense {dense.count_params():>8,} parameters, {seconds:4.0f} s, −ELBO {-dense_test.mean():.2f}")
+print(f"conv  {vae.count_params():>8,} parameters, {fit_seconds:4.0f} s, −ELBO {-elbo_test.mean():.2f}")
+print(f"dense minus conv: {-paired.mean():+.2f} ± {paired.std() / np.sqrt(len(paired)):.2f} nats per image")
+
+# %% [markdown]
+# With two latent dimensions, a dense model comes close in a fraction of the time. The bottleneck is the code of two
+# numbers: whichever way the image is drawn, no more comes through. What the convolution saves is parameters, three times
+# over.
+
+# %% mystnb={"figure": {"caption": "The same digits (top) through the convolutional and the dense VAE.", "name": "fig-04-side-by-side"}, "image": {"alt": "Three rows of ten digits: originals, reconstructions by the convolutional VAE, reconstructions by the dense VAE. The two rows of reconstructions are much alike."}}
+x = x_val[:10]
+ax = plotting.plot_digits(np.concatenate([x, vae.predict(x, verbose=0), dense.predict(x, verbose=0)]))
+ax.set_axis_on()
+ax.set_xticks([])
+ax.set_yticks([14, 42, 70], ["digit", "conv", "dense"])
+
+# %% mystnb={"figure": {"caption": "The manifolds of the convolutional (left) and the dense VAE (right).", "name": "fig-04-two-manifolds"}, "image": {"alt": "Two 15 by 15 grids of decoded digits. Both hold all ten classes, at different places: the latent space is learned up to rotations and more."}}
+figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+plotting.plot_manifold(vae, n=15, ax=axes[0]).set_title("convolutional")
+plotting.plot_manifold(dense, n=15, ax=axes[1]).set_title("dense")
+# %% [markdown]
+# ## Measure what the ELBO hides
+#
+# The ELBO is a lower bound on $\log p_\theta(x)$. How far below? In high dimensions nobody can say. With two latent
+# dimensions you can add up the integral of chapter 02 on a grid: cells of side $h$, centres $z_k$,
+#
+# $$ \log p_\theta(x) \approx \log \sum_k p_\theta(x|z_k) \, p(z_k) \, h^2. \tag{4.6} $$
+#
+# Write it out for a hundred validation digits. The table `log_joint` holds $\log p_\theta(x|z_k) + \log p(z_k)$ for each
+# digit (row) and each cell (column).
+
+# %%
+POINTS, LIMIT = (80 if vae_utils.QUICK else 400), 5.0
+h = 2 * LIMIT / POINTS
+axis = -LIMIT + h * (np.arange(POINTS) + 0.5)
+grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype("float32")
+few = x_val[:100].reshape(100, 784)
+
+
+def log_joint_at(z):
+    logits = ops.reshape(vae.decoder(z), (-1, 784))
+    log_prior = gaussian_log_prob(z, np.zeros(2, "float32"), np.zeros(2, "float32"))
+    return few @ ops.transpose(logits) - ops.sum(ops.softplus(logits), axis=1) + log_prior
+
+
+log_joint = np.concatenate([log_joint_at(z) for z in np.array_split(grid, POINTS)], axis=1)
+log_p = logsumexp(log_joint, axis=1, b=h**2)
+
+# %% [markdown]
+# Is the grid fine enough? Take every second centre's worth away: a grid twice as coarse must give the same number. And 500
+# importance-weighted samples, which know nothing of grids, must agree within their error. (`grid_log_likelihood` in `vae_utils` is what
+# you wrote above.)
+
+# %% tags=["eq-4.6"]
+from vae_utils.evaluation import grid_log_likelihood
+
+coarse = grid_log_likelihood(vae, x_val[:100], points=POINTS // 2, limit=LIMIT)
+np.testing.assert_allclose(log_p, grid_log_likelihood(vae, x_val[:100], points=POINTS, limit=LIMIT), atol=1e-3)
+print(f"grid {POINTS}²: {log_p.mean():.4f}, grid {POINTS // 2}²: {coarse.mean():.4f} nats per image")
+if not vae_utils.QUICK:
+    assert abs(log_p.mean() - coarse.mean()) < 0.01
+
+weighted = np.array([evaluation.log_likelihood(vae, x_val[:100], 100, seed=seed).mean() for seed in range(5)])
+error = weighted.std(ddof=1) / np.sqrt(5)
+print(f"importance-weighted, 100 samples, 5 seeds: {weighted.mean():.3f} ± {error:.3f}")
+
+# %% [markdown]
+# The gap, $\log p_\theta(x) - \text{ELBO}(x)$, is the divergence from $q_\phi(z|x)$ to the true posterior. It has two
+# causes:
+#
+# - **approximation**: the posterior is no Gaussian with independent coordinates, so even the best such $q^*$ falls short;
+# - **amortization**: the encoder has to guess $q$ in one pass, for every digit, and misses $q^*$.
+#
+# $$ \log p_\theta(x) - \text{ELBO}(q) = \underbrace{\log p_\theta(x) - \text{ELBO}(q^*)}_{\text{approximation}}
+#    + \underbrace{\text{ELBO}(q^*) - \text{ELBO}(q)}_{\text{amortization}} \tag{4.7} $$
+#
+# On the grid, the ELBO of any Gaussian is a sum too, so you can improve $q$ digit by digit with gradient ascent, without
+# any noise.
+
+
+# %%
+def grid_elbo(z_mean, z_log_var):
+    log_q = gaussian_log_prob(grid[None], z_mean[:, None], z_log_var[:, None])
+    return ops.sum(ops.exp(log_q) * (log_joint - log_q), axis=1) * h**2
+
+
+best_mean, best_log_var = (keras.Variable(values[:100]) for values in vae.encode(x_val))
+amortized = ops.convert_to_numpy(grid_elbo(best_mean, best_log_var))
+optimizer = keras.optimizers.Adam(0.02)
+for _ in range(20 if vae_utils.QUICK else 80):
+    with tf.GradientTape() as tape:
+        loss = -ops.sum(grid_elbo(best_mean, best_log_var))
+    optimizer.apply(tape.gradient(loss, [best_mean.value, best_log_var.value]), [best_mean, best_log_var])
+best = ops.convert_to_numpy(grid_elbo(best_mean, best_log_var))
+
+# %% tags=["eq-4.7"]
+approximation, amortization = log_p - best, best - amortized
+for name, gap in [("approximation", approximation), ("amortization", amortization)]:
+    print(f"{name:<14} {gap.mean():.2f} ± {gap.std() / 10:.2f} nats per image")
+
+# The whole gap, by sampling instead of the grid: four standard errors.
+sampled = np.array([evaluation.elbo(vae, x_val[:100], 20, seed=seed).mean() for seed in range(10)])
+whole = (approximation + amortization).mean()
+print(f"together       {whole:.2f}, by sampling {log_p.mean() - sampled.mean():.2f}")
+if not vae_utils.QUICK:
+    assert abs(log_p.mean() - sampled.mean() - whole) < 4 * sampled.std(ddof=1) / np.sqrt(10) + 0.01
+
+# %% [markdown]
+# Look at the true posterior, $p_\theta(z|x)$, beside the encoder's ellipse, for the digit with the smallest gap and for the one with the
+# largest.
+
+# %% mystnb={"figure": {"caption": "True posterior (shading) and the encoder's q(z|x) (ellipse at two standard deviations) for the digit with the smallest gap and the one with the largest.", "name": "fig-04-posteriors"}, "image": {"alt": "Two panels. Left, a small round patch that the ellipse covers. Right, a bent or distant patch that the ellipse misses or covers only in part."}}
+gap = log_p - amortized
+z_mean, z_log_var = (values[:100] for values in vae.encode(x_val))
+figure, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
+    posterior = np.exp(log_joint[i] - log_p[i]).reshape(POINTS, POINTS)
+    seen = np.argwhere(posterior > posterior.max() / 100)
+    ax.pcolormesh(axis, axis, posterior, cmap="Blues", rasterized=True)
+    turn = np.linspace(0, 2 * np.pi, 100)
+    ellipse = z_mean[i] + 2 * np.exp(0.5 * z_log_var[i]) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    ax.plot(*ellipse.T, color="#bd1f01", label="q(z|x), two σ")
+    corners = np.concatenate([ellipse, np.stack([axis[seen[:, 1]], axis[seen[:, 0]]], axis=1)])
+    low, high = corners.min(axis=0) - 0.1, corners.max(axis=0) + 0.1
+    inset = ax.inset_axes([0.02, 0.7, 0.28, 0.28])
+    plotting.plot_digits(x_val[i : i + 1], ax=inset)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$z_0$", ylabel="$z_1$")
+    ax.set_title(f"gap {gap[i]:.2f} nats")
+axes[1].legend(loc="lower right")
+# %% [markdown]
+# ## Use what it has learned
+#
+# ### Find neighbours
+#
+# Digits that lie close in the latent space look alike. The first of each row is the query, the others are its nearest
+# training digits.
+
+# %% mystnb={"figure": {"caption": "Four validation digits (left) and their nine nearest training digits in the latent space.", "name": "fig-04-neighbours"}, "image": {"alt": "Four rows of ten digits. In most rows the nine neighbours share the class and the slant of the first digit."}}
+codes, _ = vae.encode(x_train)
+rows = []
+for query in x_val[:4]:
+    distances = np.linalg.norm(codes - vae.encode(query[None])[0], axis=1)
+    rows += [query, *x_train[np.argsort(distances)[:9]]]
+ax = plotting.plot_digits(np.stack(rows))
+
+# %% [markdown]
+# ### Classify with a hundred labels
+#
+# The codes were learned without labels. With only a hundred labelled digits, are they a better start than the pixels?
+
+# %%
+y_train = digits.y_train[: len(x_train)]
+labelled = slice(0, 100)
+for name, train, test in [("two codes", codes, vae.encode(x_val)[0]), ("784 pixels", x_train, x_val)]:
+    model = KNeighborsClassifier(5).fit(train[labelled].reshape(100, -1), y_train[labelled])
+    accuracy = model.score(test.reshape(len(test), -1), y_val)
+    print(f"{name:<12} {accuracy:.1%} ± {np.sqrt(accuracy * (1 - accuracy) / len(y_val)):.1%}")
+
+# %% [markdown]
+# ### Find what doesn't belong
+#
+# A low ELBO says "I have not seen the like". Score validation digits, digits from another data set, and validation digits
+# with their pixels shuffled.
+
+# %% mystnb={"figure": {"caption": "−ELBO of three kinds of images under the model trained on MNIST.", "name": "fig-04-anomalies"}, "image": {"alt": "Three histograms of minus ELBO. MNIST digits have the lowest values; digits from elsewhere lie higher and overlap them; shuffled pixels lie far to the right."}}
+elsewhere = load_optical_digits().x_test
+shuffled = np.random.default_rng(0).permuted(x_val[:300].reshape(300, 784), axis=1).reshape(300, 28, 28, 1)
+kinds = {"validation digits": x_val[:1000], "digits from elsewhere": elsewhere, "shuffled pixels": shuffled}
+figure, ax = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
+for (name, images), color in zip(kinds.items(), ["#3f90da", "#ffa90e", "#bd1f01"], strict=True):
+    loss = -evaluation.elbo(vae, images)
+    ax.hist(loss, np.linspace(0, 800, 81), density=True, alpha=0.6, label=name, color=color)
+    print(f"{name:<24} median {np.median(loss):6.1f} nats")
+ax.set(xlabel="−ELBO, nats per image", ylabel="density", yticks=[])
+ax.legend()
+# %% [markdown]
+# Shuffled pixels stand out. Digits from elsewhere are harder to tell: a thin or small digit costs few nats whoever
+# wrote it. A likelihood measures how many bits an image takes, and that is more than how familiar it is.
+
+# %% [markdown]
+# ## In this notebook
+#
+# - A strided convolution is a matrix that takes 16 pixels to 4 numbers; the transposed convolution multiplies by its transpose.
+# - The convolutional VAE has 69,076 + 65,089 = 134,165 parameters, counted by hand and by Keras.
+# - `compute_loss` and a hand-written `train_step` take the same step; the first keeps `evaluate`, `predict` and `save`.
+# - The two terms of the loss pull against each other, and held-out digits tell you where it ends.
+# - A KL that is averaged over two latent dimensions is a VAE with $\beta = 1/2$.
+# - With two latent dimensions you can compute $\log p_\theta(x)$ on a grid, and so the gap that the ELBO hides.
+
+# %%
+summary = {
+    "test −ELBO, conv": -elbo_test.mean(),
+    "test −ELBO, dense": -dense_test.mean(),
+    "gap to −log p(x)": gap.mean(),
+    "of it amortization": amortization.mean(),
+}
+for name, value in summary.items():
+    print(f"{name:<20} {value:7.2f} nats per image")
+
+# %% [markdown]
+# ## Exercises
+#
+# Write your answer in the first cell; the second one checks it.
+#
+# **1. Count parameters.** How many parameters has a convolution with a $k \times k$ kernel, `c_in` input channels and
+# `c_out` output channels?
+
+
+# %% tags=["exercise"]
+def count_parameters(k, c_in, c_out): ...  # your code here
+
+
+# %% tags=["exercise-check"]
+def check_1(answer):
+    for k, c_in, c_out in [(3, 1, 32), (5, 3, 8), (1, 7, 2)]:
+        layer = layers.Conv2D(c_out, k)
+        layer.build((None, 28, 28, c_in))
+        right = layer.count_params()
+        assert answer(k, c_in, c_out) == right, f"for {(k, c_in, c_out)} Keras counts {right}"
+    print("Exercise 1: right.")
+
+
+check_1(count_parameters) if count_parameters(3, 1, 32) is not None else print("Exercise 1: your turn.")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def count_parameters(k, c_in, c_out):
+#     return (k * k * c_in + 1) * c_out
+# ```
+#
+# Each output channel has one weight for every place and channel of its window, and one bias.
+#
+# </details>
+#
+# **2. Put the loss together.** You get `reconstruction`, of shape `(batch,)`, and `kl`, of shape `(batch, latent_dim)`,
+# one value per latent dimension. Return the loss of the batch in nats per image, with the KL weighted by `beta`.
+
+
+# %% tags=["exercise"]
+def batch_loss(reconstruction, kl, beta): ...  # your code here
+
+
+# %% tags=["exercise-check"]
+def check_2(answer):
+    reconstruction, kl = np.array([100.0, 140.0]), np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]])
+    assert answer(reconstruction, kl, 1.0) == 126, "two images, each with a KL of 6 nats: 120 + 6"
+    assert answer(reconstruction, kl, 0.5) == 123, "β weighs the KL: 120 + 6 / 2"
+    print("Exercise 2: right.")
+
+
+check_2(batch_loss) if batch_loss(np.ones(1), np.ones((1, 1)), 1) is not None else print("Exercise 2: your turn.")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def batch_loss(reconstruction, kl, beta):
+#     return np.mean(reconstruction + beta * kl.sum(axis=1))
+# ```
+#
+# Sum over latent dimensions, average over images. Averaging both would divide the KL by 3 here.
+#
+# </details>
+#
+# **3. Find a corner.** Return the image in the *upper left* corner of the manifold over $[-2, 2]^2$, shape `(28, 28, 1)`.
+
+
+# %% tags=["exercise"]
+def upper_left(vae): ...  # your code here
+
+
+# %% tags=["exercise-check"]
+def check_3(answer):
+    image = answer(vae)
+    assert np.shape(image) == (28, 28, 1), f"one image of shape (28, 28, 1), not {np.shape(image)}"
+    shown = plotting.plot_manifold(vae, n=3, limit=2).images[0].get_array()[:28, :28]
+    plt.close()
+    assert np.allclose(image[..., 0], shown, atol=1e-5), "z₀ runs to the right and z₁ up"
+    print("Exercise 3: right.")
+
+
+check_3(upper_left) if upper_left(vae) is not None else print("Exercise 3: your turn.")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def upper_left(vae):
+#     return vae.decode([[-2.0, 2.0]])[0]
+# ```
+#
+# Left is a small $z_0$, up is a large $z_1$.
+#
+# </details>
+#
+# **4. Walk from digit to digit.** Return `steps` images on the straight line, in the *latent* space, from image `a` to
+# image `b`, both included. Start and end at the digits' `z_mean`.
+
+
+# %% tags=["exercise"]
+def walk(vae, a, b, steps): ...  # your code here
+
+
+# %% tags=["exercise-check"]
+def check_4(answer):
+    images = answer(vae, x_val[0], x_val[1], 5)
+    assert np.shape(images) == (5, 28, 28, 1), f"shape (5, 28, 28, 1), not {np.shape(images)}"
+    ends = vae.predict(x_val[:2], verbose=0)
+    assert np.allclose(images[[0, -1]], ends, atol=1e-5), "the walk starts and ends at the reconstructions"
+    middle = vae.decode(vae.encode(x_val[:2])[0].mean(axis=0, keepdims=True))[0]
+    assert np.allclose(images[2], middle, atol=1e-5), "the middle image is the decoded midpoint"
+    print("Exercise 4: right.")
+
+
+check_4(walk) if walk(vae, x_val[0], x_val[1], 5) is not None else print("Exercise 4: your turn.")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def walk(vae, a, b, steps):
+#     start, end = vae.encode(np.stack([a, b]))[0]
+#     t = np.linspace(0, 1, steps)[:, None]
+#     return vae.decode((1 - t) * start + t * end)
+# ```
+#
+# </details>
+#
+# **5. Change the unit.** A loss in nats per image depends on the size of the image. Convert it to bits per pixel for
+# images of 784 pixels.
+
+
+# %% tags=["exercise"]
+def bits_per_pixel(nats_per_image): ...  # your code here
+
+
+# %% tags=["exercise-check"]
+def check_5(answer):
+    assert answer(784 * np.log(2)) is not None, "return a number"
+    assert np.isclose(answer(784 * np.log(2)), 1), "784 fair coins are one bit per pixel"
+    assert np.isclose(answer(0), 0), "no nats, no bits"
+    print("Exercise 5: right.")
+
+
+check_5(bits_per_pixel) if bits_per_pixel(1.0) is not None else print("Exercise 5: your turn.")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def bits_per_pixel(nats_per_image):
+#     return nats_per_image / np.log(2) / 784
+# ```
+#
+# A bit is $\log 2 \approx 0.693$ nats.
+#
+# </details>
+#
+# ## Further reading
+#
+# - D. P. Kingma and M. Welling, [Auto-Encoding Variational Bayes](https://arxiv.org/abs/1312.6114) (2014): the VAE.
+# - F. Chollet, [Variational AutoEncoder](https://keras.io/examples/generative/vae/) (2020): this architecture, with a
+#   hand-written `train_step`.
+# - V. Dumoulin and F. Visin, [A guide to convolution arithmetic for deep learning](https://arxiv.org/abs/1603.07285)
+#   (2016): strides, padding, transposes, in pictures.
+# - A. Odena, V. Dumoulin and C. Olah, [Deconvolution and checkerboard artifacts](https://distill.pub/2016/deconv-checkerboard/)
+#   (2016).
+# - C. Cremer, X. Li and D. Duvenaud, [Inference suboptimality in variational autoencoders](https://arxiv.org/abs/1801.03558)
+#   (2018): the gap, split as above.
+# - E. Nalisnick et al., [Do deep generative models know what they don't know?](https://arxiv.org/abs/1810.09136) (2019):
+#   why a likelihood is a poor alarm.
