@@ -17,7 +17,7 @@ venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
 
 lab: venv  ## open JupyterLab on notebooks/ (ARGS="--no-browser --port 8899")
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 test: venv  ## unit tests, structure tests, every notebook in quick mode (minutes)
 	$(BIN)/python -m pytest tests

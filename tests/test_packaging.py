@@ -6,9 +6,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
+from tools.build_notebooks import README_FIGURE, find_figure
 from tools.set_slug import current_slug
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +105,10 @@ def test_makefile_explains_its_targets():
     text = (ROOT / "Makefile").read_text("utf-8")
     for target in ("venv", "lab", "test", "verify", "notebooks", "lint", "lock", "slug", "clean", "help"):
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
+
+
+def test_readme_shows_the_figure_that_the_notebook_draws():
+    name, path = README_FIGURE
+    drawn = find_figure(nbformat.read(ROOT / "notebooks" / "04_convolutional_vae.ipynb", as_version=4), name)
+    assert path.read_bytes() == drawn
+    assert f"]({path.relative_to(ROOT).as_posix()})" in (ROOT / "README.md").read_text("utf-8")

@@ -3,6 +3,7 @@
 Usage: build_notebooks.py [NN ...], all notebooks by default.
 """
 
+import base64
 import hashlib
 import os
 import sys
@@ -13,7 +14,11 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+#: The README's figure, copied out of the notebook that draws it.
+README_FIGURE = ("fig-04-manifold", ROOT / "book" / "_static" / "manifold.png")
 
 #: Asked of a kernel when its notebook is through: what its numbers stand on.
 PROVENANCE = {
@@ -30,6 +35,14 @@ def code_hash(notebook):
     """
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def find_figure(notebook, name):
+    """Return the PNG of the figure with this name, or None."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            return next(base64.b64decode(output.data["image/png"]) for output in cell.outputs if "data" in output)
+    return None
 
 
 def build(source):
@@ -60,6 +73,10 @@ def build(source):
     }
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     facts = notebook.metadata["vae_utils"]
+    name, path = README_FIGURE
+    if (png := find_figure(notebook, name)) and facts["mode"] == "full":
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png)
     print(f"\r{source.stem}: {facts['seconds']} s, {facts['mode']} run, data: {facts['dataset']}")
 
 
