@@ -106,8 +106,8 @@ ax = plotting.plot_digits(x_train[:40])
 
 # %% mystnb={"figure": {"caption": "The grey values of the training digits.", "name": "fig-03-histogram"}, "image": {"alt": "Histogram of pixel values with a logarithmic vertical axis. A tall bar at 0, a second, smaller one near 1, and a low plateau of greys between them."}}
 figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-ax.hist(x_train[:5_000].ravel(), bins=51, color=plotting.CLASS_COLORS[0])
 ax.set(yscale="log", xlabel="pixel value (0 = paper, 1 = full ink)", ylabel="pixels in 5,000 digits")
+bars = ax.hist(x_train[:5_000].ravel(), bins=51, color=plotting.CLASS_COLORS[0])
 # %%
 for name, share in [("0", x_train == 0), ("1", x_train == 1), ("grey", (x_train > 0) & (x_train < 1))]:
     print(f"share of pixels that are {name:<5}{share.mean():6.1%}")
@@ -198,7 +198,7 @@ print(f"{autoencoder.count_params():,} parameters")
 # Two options make training on a CPU fast: XLA compiles the training step, and Keras runs 50 steps at a time.
 
 # %%
-FAST = {"jit_compile": FULL, "steps_per_execution": 50 if FULL else 10}
+FAST = {"jit_compile": FULL, "steps_per_execution": 50 if FULL else 1}
 AE_EPOCHS = 10 if FULL else 2
 
 
@@ -208,7 +208,7 @@ def pixel_cost(x, logits):
 
 autoencoder.compile(keras.optimizers.Adam(1e-3), loss=pixel_cost, **FAST)
 history = autoencoder.fit(x_train, x_train, batch_size=100, epochs=AE_EPOCHS, verbose=0)
-ae_loss = autoencoder.evaluate(x_val, x_val, verbose=0)
+ae_loss = autoencoder.evaluate(x_val, x_val, batch_size=500, verbose=0)
 print(f"autoencoder, validation digits: {ae_loss:.1f} nats per image")
 
 # %% [markdown]
@@ -216,7 +216,7 @@ print(f"autoencoder, validation digits: {ae_loss:.1f} nats per image")
 # the shape of the cloud, and at the white space in it.
 
 # %% mystnb={"figure": {"caption": "Codes of a plain autoencoder, and in black 40 draws from N(0, I).", "name": "fig-03-ae-latent"}, "image": {"alt": "Scatter plot of two code dimensions in ten colours. The clusters are long rays and wedges over tens of units with white gaps between them. Forty black crosses, draws from a standard normal, sit together in one small spot."}}
-codes = autoencoder.layers[0].predict(x_val, verbose=0)
+codes = ae_encoder.predict(x_val, verbose=0)
 normal_draws = np.random.default_rng(0).normal(size=(500, 2))
 ax = plotting.plot_latent_space(codes, y_val)
 ax.plot(*normal_draws[:40].T, "k+", markersize=5)
@@ -465,7 +465,7 @@ epochs = np.arange(1, EPOCHS + 1)
 ax.plot(epochs, blog_history.history["val_loss"], "--", color=plotting.CLASS_COLORS[1], label="as published")
 ax.plot(epochs, history.history["val_loss"], color=plotting.CLASS_COLORS[0], label="ours")
 ax.set(xlabel="epoch", ylabel="validation loss, nats per image")
-ax.legend()
+legend = ax.legend()
 
 # %% [markdown]
 # RECIPES-COMMENT
@@ -512,7 +512,7 @@ for name, (init, batch_size, make_optimizer) in variants.items():
     short = models.VAE(build_encoder(init=init), build_decoder(init=init))
     short.compile(make_optimizer(), **FAST)
     short.fit(x_train, batch_size=batch_size, epochs=SHORT, verbose=0)
-    loss = short.evaluate(x_val, verbose=0, return_dict=True)["loss"]
+    loss = short.evaluate(x_val, batch_size=500, verbose=0, return_dict=True)["loss"]
     print(f"{name:<28} {loss:6.2f} nats per image after {SHORT} epochs")
 
 # %% [markdown]
@@ -572,7 +572,7 @@ axes[0].legend()
 for j, style in enumerate(["-", "--"]):
     axes[1].plot(steps, rows[:, 1 + j], style, color=plotting.CLASS_COLORS[2 + 2 * j], label=f"$z_{j}$")
 axes[1].set(xlabel="step", ylabel="KL, nats per image")
-axes[1].legend()
+legend = axes[1].legend()
 # %%
 for step in (10, 30, 50, 100, 200, 500):
     if step in steps:
@@ -619,9 +619,9 @@ for digit in range(10):
     for i in np.flatnonzero(y_val == digit)[:6]:
         width, height = 2 * r * np.exp(0.5 * z_log_var[i])
         ax.add_patch(Ellipse(z_mean[i], width, height, fill=False, ec=plotting.CLASS_COLORS[digit], lw=1.8))
-handles = [plt.Line2D([], [], color=color, lw=3) for color in plotting.CLASS_COLORS]
-ax.legend(handles, range(10), title="class", loc="center left", bbox_to_anchor=(1, 0.5))
 ax.set(xlabel="$z_0$", ylabel="$z_1$", aspect="equal")
+handles = [plt.Line2D([], [], color=color, lw=3) for color in plotting.CLASS_COLORS]
+legend = ax.legend(handles, range(10), title="class", loc="center left", bbox_to_anchor=(1, 0.5))
 # %% [markdown]
 # The clouds are small against the whole. Their axes are parallel to $z_0$ and $z_1$, because $q$ has independent
 # coordinates; it can't lean, whatever the true posterior does. Put numbers on the sizes. If the centres and the
@@ -727,7 +727,7 @@ report("the ends", np.stack([middle[0][0] for middle in middles]))
 def wide_vae(rate, steps_per_execution):
     keras.utils.set_random_seed(0)
     wide = models.dense_vae(hidden=(512,), latent_dim=2)
-    wide.compile(keras.optimizers.Adam(rate), jit_compile=FULL, steps_per_execution=steps_per_execution)
+    wide.compile(keras.optimizers.Adam(rate), jit_compile=FULL, steps_per_execution=steps_per_execution if FULL else 1)
     return wide
 
 
@@ -777,8 +777,8 @@ longer_history = longer.fit(
 
 # %% mystnb={"figure": {"caption": "Overfitting 1,000 digits: training loss and held-out loss; the dotted line marks the best weights.", "name": "fig-03-overfitting"}, "image": {"alt": "The training loss falls all the way. The held-out loss falls, reaches its lowest point at the dotted line, and rises again."}}
 ax = plotting.plot_history(longer_history)
-ax.axvline(early.best_epoch + 1, color="black", linestyle=":")
 ax.set(xlabel="epoch of ten passes", title="", ylim=(135, 215))
+best_line = ax.axvline(early.best_epoch + 1, color="black", linestyle=":")
 # %%
 val_loss = longer_history.history["val_loss"]
 print(
@@ -808,7 +808,7 @@ for latent_dim in SIZES:
 
 # %%
 for latent_dim, model in sized.items():
-    row = model.evaluate(x_val, verbose=0, return_dict=True)
+    row = model.evaluate(x_val, batch_size=500, verbose=0, return_dict=True)
     terms = f"reconstruction {row['reconstruction_loss']:6.2f} + KL {row['kl_loss']:5.2f} = {row['loss']:6.2f}"
     print(f"latent_dim {latent_dim:>2}: {terms} nats per image")
 
@@ -841,8 +841,8 @@ figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for k, (latent_dim, model) in enumerate(sized.items()):
     shares = np.sort(kl_per_dimension(model, x_val))[::-1]
     ax.bar(np.arange(1, latent_dim + 1) + 0.27 * (k - 1), shares, width=0.27, color=plotting.CLASS_COLORS[2 * k])
-ax.legend([f"latent_dim = {latent_dim}" for latent_dim in sized])
 ax.set(xlabel="latent dimension, sorted by KL", ylabel="KL, nats per image", xticks=[1, 5, 10, 15, 20])
+legend = ax.legend([f"latent_dim = {latent_dim}" for latent_dim in sized])
 # %%
 for latent_dim, model in sized.items():
     shares = kl_per_dimension(model, x_val)

@@ -390,7 +390,7 @@ fit_seconds = time.perf_counter() - start
 # architecture (batch 32, Adam at 10⁻³).
 
 # %% mystnb={"figure": {"caption": "Training the convolutional VAE: the loss, and its two terms.", "name": "fig-04-history"}, "image": {"alt": "Three panels over the epochs. The loss falls steeply, then slowly, and the held-out curve stays close to the training curve. The reconstruction loss falls. The KL loss rises."}}
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+figure, axes = plt.subplots(3, 1, figsize=(6, 7.5), sharex=True, layout="constrained")
 for ax, metric in zip(axes, ["loss", "reconstruction_loss", "kl_loss"], strict=True):
     plotting.plot_history(history, metric, ax=ax)
 if digits.name == "mnist":
@@ -431,8 +431,9 @@ def train_dense(beta, seed, epochs):
     return model
 
 
+SEEDS, SLIP_EPOCHS = (1, 1) if vae_utils.QUICK else (3, 10)
 slip = {
-    beta: [-evaluation.elbo(train_dense(beta, seed, 1 if vae_utils.QUICK else 10), x_val).mean() for seed in range(3)]
+    beta: [-evaluation.elbo(train_dense(beta, seed, SLIP_EPOCHS), x_val).mean() for seed in range(SEEDS)]
     for beta in (1.0, 0.5)
 }
 for beta, losses in slip.items():
@@ -441,7 +442,7 @@ for beta, losses in slip.items():
 # %% mystnb={"figure": {"caption": "The true −ELBO after training with the KL summed and with the KL averaged, three seeds each.", "name": "fig-04-slip"}, "image": {"alt": "Dots for three seeds in each of two rows. The row for the averaged KL lies to the right of the row for the summed KL, at a higher loss, unless a seed went astray."}}
 figure, ax = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for row, losses in enumerate(slip.values()):
-    ax.plot(losses, [row] * 3, "o", alpha=0.7)
+    ax.plot(losses, [row] * len(losses), "o", alpha=0.7)
 ax.set(xlabel="−ELBO on validation digits, nats per image", yticks=[0, 1], ylim=(-0.6, 1.6))
 ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
 # %% [markdown]
