@@ -1221,7 +1221,7 @@ def variance_through_model(num_samples, repeats):
     noise = np.random.default_rng(13).standard_normal((repeats, num_samples, latent_dim), dtype="float32")
     with tf.GradientTape() as tape:
         tape.watch(mean)
-        z = model([mean, log_var, noise])
+        z = model([mean, log_var, tf.constant(noise)])
         f = tf.reduce_mean(tf.reduce_sum(z**2, axis=-1), axis=1)
     return variance_with_error(tape.gradient(f, mean).numpy()[:, 0].astype("float64"))
 
