@@ -364,24 +364,46 @@ print(f"784 fair coins {784 * np.log(2):.1f}, ceiling {ceiling:.1f}, floor {floo
 # ## Train it
 #
 # The recipe: Adam, batches of 128. The learning rate warms up over 200 steps to 2·10⁻³, then falls to zero along half
-# a cosine, so that the last epochs fine-tune. We build a fresh model with `conv_vae()`, which is what you wrote above.
+# a cosine, so that the last epochs fine-tune. We build the model with `conv_vae()`, which is what you wrote above.
 
 # %%
-keras.utils.set_random_seed(1)
-vae = conv_vae()
-assert vae.count_params() == encoder.count_params() + decoder.count_params()
-
 BATCH = 128
-EPOCHS = 2 if vae_utils.QUICK else 14
+EPOCHS, STARTS = (2, 1) if vae_utils.QUICK else (15, 3)
 steps = EPOCHS * -(-len(x_train) // BATCH)
 warmup = min(200, steps // 4)
-rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target=2e-3, warmup_steps=warmup)
-vae.compile(keras.optimizers.Adam(rate), steps_per_execution=10)
+
+
+def start(seed):
+    keras.utils.set_random_seed(seed)
+    vae = conv_vae()
+    rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target=2e-3, warmup_steps=warmup)
+    vae.compile(keras.optimizers.Adam(rate), steps_per_execution=10)
+    vae.fit(x_train, batch_size=BATCH, epochs=1, validation_data=x_val, verbose=0)
+    return vae
+
+
+# %% [markdown]
+# With two latent dimensions, some trainings go astray early: one dimension falls asleep in the first epoch, its KL near zero, and
+# the model stays several nats worse to the end. So give it three starts of one epoch each, and look at the KL of
+# each dimension beside the loss.
 
 # %%
-start = time.perf_counter()
-history = vae.fit(x_train, batch_size=BATCH, epochs=EPOCHS, validation_data=x_val)
-fit_seconds = time.perf_counter() - start
+begin = time.perf_counter()
+starts = [start(seed) for seed in range(STARTS)]
+for seed, vae in enumerate(starts):
+    z_mean, z_log_var = vae.encode(x_val)
+    kl_per_dimension = ops.convert_to_numpy(gaussian_kl(z_mean[..., None], z_log_var[..., None])).mean(axis=0)
+    print(f"seed {seed}: held-out loss {vae.history.history['val_loss'][0]:.1f}, KL {kl_per_dimension.round(2)} nats")
+
+# %% [markdown]
+# Go on with the start that has the lowest loss on validation digits. The optimizer goes on where it stopped.
+
+# %%
+vae = min(starts, key=lambda vae: vae.history.history["val_loss"][0])
+assert vae.count_params() == encoder.count_params() + decoder.count_params()
+first_epoch = vae.history.history
+rest = vae.fit(x_train, batch_size=BATCH, epochs=EPOCHS, initial_epoch=1, validation_data=x_val)
+fit_seconds = time.perf_counter() - begin
 
 # %% [markdown]
 # Watch three things in the curves: the loss on held-out digits, whether it parts from the training loss, and the two
@@ -390,6 +412,7 @@ fit_seconds = time.perf_counter() - start
 # architecture (batch 32, Adam at 10⁻³).
 
 # %% mystnb={"figure": {"caption": "Training the convolutional VAE: the loss, and its two terms.", "name": "fig-04-history"}, "image": {"alt": "Three panels over the epochs. The loss falls steeply, then slowly, and the held-out curve stays close to the training curve. The reconstruction loss falls. The KL loss rises."}}
+history = {name: first_epoch[name] + rest.history[name] for name in first_epoch}
 figure, axes = plt.subplots(3, 1, figsize=(6, 7.5), sharex=True, layout="constrained")
 for ax, metric in zip(axes, ["loss", "reconstruction_loss", "kl_loss"], strict=True):
     plotting.plot_history(history, metric, ax=ax)
@@ -400,7 +423,7 @@ if digits.name == "mnist":
 
 # %%
 for name in ("val_loss", "val_reconstruction_loss", "val_kl_loss"):
-    print(f"{name:<24} {history.history[name][-1]:7.2f} nats per image")
+    print(f"{name:<24} {history[name][-1]:7.2f} nats per image")
 
 # %% [markdown]
 # The held-out loss follows the training loss closely: with a code of two numbers, this model has little room to overfit.
@@ -431,7 +454,7 @@ def train_dense(beta, seed, epochs):
     return model
 
 
-SEEDS, SLIP_EPOCHS = (1, 1) if vae_utils.QUICK else (3, 10)
+SEEDS, SLIP_EPOCHS = (1, 1) if vae_utils.QUICK else (3, 6)
 slip = {
     beta: [-evaluation.elbo(train_dense(beta, seed, SLIP_EPOCHS), x_val).mean() for seed in range(SEEDS)]
     for beta in (1.0, 0.5)
@@ -567,7 +590,7 @@ print(z_mean.shape, z_log_var.shape, z.shape)
 
 # %%
 start = time.perf_counter()
-dense = train_dense(1.0, 1, 1 if vae_utils.QUICK else 30)
+dense = train_dense(1.0, 1, 1 if vae_utils.QUICK else 20)
 seconds = time.perf_counter() - start
 dense_test = evaluation.elbo(dense, x_test, num_samples=10)
 paired = dense_test - elbo_test  # both models score the same digits
@@ -603,7 +626,7 @@ plotting.plot_manifold(dense, n=15, ax=axes[1]).set_title("dense")
 # digit (row) and each cell (column).
 
 # %%
-POINTS, LIMIT = (80 if vae_utils.QUICK else 400), 5.0
+POINTS, LIMIT = (80 if vae_utils.QUICK else 300), 5.0
 h = 2 * LIMIT / POINTS
 axis = -LIMIT + h * (np.arange(POINTS) + 0.5)
 grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype("float32")

@@ -4,6 +4,7 @@ Usage: build_notebooks.py [NN ...], all notebooks by default.
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -45,6 +47,18 @@ def find_figure(notebook, name):
     return None
 
 
+@contextlib.contextmanager
+def keep_if_it_fails(notebook, source):
+    try:
+        yield
+    except CellExecutionError:
+        path = ROOT / "build" / f"{source.stem}.failed.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, path)
+        print(f"\n{source.stem} failed; what it had done stands in {path.relative_to(ROOT)}")
+        raise
+
+
 def build(source):
     notebook = jupytext.read(source)
     for number, cell in enumerate(notebook.cells):
@@ -58,7 +72,7 @@ def build(source):
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     )
     start = time.time()
-    with client.setup_kernel():
+    with client.setup_kernel(), keep_if_it_fails(notebook, source):
         code_cells = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
         for done, (index, cell) in enumerate(code_cells):
             print(f"\r{source.stem}: cell {done + 1} of {len(code_cells)}", end="", flush=True)
