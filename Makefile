@@ -8,10 +8,10 @@ NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help venv lab test verify notebooks weights lint lock slug clean
+.PHONY: help venv lab test verify notebooks lint lock slug clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -25,20 +25,18 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 
 verify: venv  ## every notebook at full length on real MNIST
 	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
+	$(BIN)/python -m pytest tests -m mnist
 	VAE_UTILS_QUICK= $(NBVAL)
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
-	$(BIN)/python tools/build_notebooks.py $(ONLY)
-
-weights: venv  ## train the models that ship with vae_utils, an hour or so (ONLY=conv-2d)
-	$(BIN)/python tools/train_weights.py $(ONLY)
+	VAE_UTILS_QUICK= $(BIN)/python tools/build_notebooks.py $(ONLY)
 
 lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check vae_utils tests tools
 
 lock: venv  ## compile requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \
 		$(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) pyproject.toml -o requirements.lock
 	@! grep -nE '://|--(extra-)?index-url|--find-links' requirements.lock
 
@@ -47,6 +45,6 @@ slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
 
 clean:  ## remove .venv, caches and everything built
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache book/_build
-	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 comma := ,

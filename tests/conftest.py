@@ -1,19 +1,9 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vae_utils.data import load_mnist, load_optical_digits
-
-ROOT = Path(__file__).parent.parent
-
-
-def mnist_or_none():
-    try:
-        return load_mnist() if os.environ.get("VAE_UTILS_DATA") else None
-    except Exception:
-        return None
 
 
 @pytest.fixture(scope="session")

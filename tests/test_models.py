@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
+from vae_utils.distributions import gaussian_kl
 from vae_utils.models import VAE, conv_vae, dense_vae
 
 
@@ -166,7 +167,7 @@ def test_convolutional_training_repeats_bit_for_bit(images):
     assert weights_equal(*trained)
 
 
-def test_compiled_steps_give_the_loss_of_plain_ones(images):
+def test_several_steps_per_execution_give_the_loss_of_single_ones(images):
     histories = [
         small_vae(**options).fit(images, batch_size=50, epochs=3, shuffle=False, verbose=0).history["loss"]
         for options in ({"jit_compile": False}, {"jit_compile": False, "steps_per_execution": 4})
@@ -191,24 +192,58 @@ def test_a_callback_changes_beta_during_training(images, options):
 
 
 def test_early_stopping_restores_the_best_weights(vae, images):
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                decoder = self.model.decoder
+                decoder.set_weights([weight + 1 for weight in decoder.get_weights()])
+
     stop = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
-    history = vae.fit(images, validation_data=images[:50], epochs=4, callbacks=[stop], verbose=0).history
-    np.testing.assert_allclose(vae.evaluate(images[:50], verbose=0)[0], min(history["val_loss"]), rtol=1e-5)
+    fitted = vae.fit(images, validation_data=images[:50], epochs=9, callbacks=[Spoil(), stop], verbose=0)
+    losses = fitted.history["val_loss"]
+    assert len(losses) == 3 and losses[2] > losses[1]
+    np.testing.assert_allclose(vae.evaluate(images[:50], verbose=0)[0], losses[1], rtol=1e-5)
 
 
 def test_sample_weights_weigh_examples(vae, images):
-    x = np.concatenate([images[:10], images[100:110]])
-    outputs = vae(x)
-    weights = np.repeat([2.0, 0.0], 10)
-    halves = {name: value[:10] for name, value in outputs.items()}
-    weighted = vae.compute_loss(x, y_pred=outputs, sample_weight=weights)
-    np.testing.assert_allclose(weighted, vae.compute_loss(x[:10], y_pred=halves), rtol=1e-6)
+    weights = np.repeat([3.0, 0.0], [50, 150]).astype("float32")
+    for y in (None, images):
+        weighted = vae.evaluate(images, y, sample_weight=weights, batch_size=200, verbose=0, return_dict=True)
+        terms = vae(images)  # its noise differs: compare the term without noise
+        kl = keras.ops.convert_to_numpy(gaussian_kl(terms["z_mean"], terms["z_log_var"]))
+        np.testing.assert_allclose(weighted["kl_loss"], np.mean(weights * kl), rtol=1e-4)
+        np.testing.assert_allclose(weighted["loss"], weighted["reconstruction_loss"] + weighted["kl_loss"], rtol=1e-5)
+    vae.fit(images, sample_weight=weights, verbose=0)
+
+
+def test_predict_on_batch_is_predict(vae, images):
+    np.testing.assert_allclose(vae.predict_on_batch(images[:9]), vae.predict(images[:9], verbose=0), atol=1e-6)
+
+
+def test_evaluate_repeats_with_any_sampling_layer(images):
+    class Own(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.noise = keras.random.SeedGenerator(7)
+
+        def call(self, mean):
+            return mean + keras.random.normal(keras.ops.shape(mean), seed=self.noise)
+
+    base = dense_vae(hidden=(16,))
+    x = base.encoder.input
+    z_mean, z_log_var, _ = base.encoder.outputs
+    vae = VAE(keras.Model(x, [z_mean, z_log_var, Own()(z_mean)]), base.decoder)
+    vae.compile()
+    assert vae.evaluate(images, verbose=0) == vae.evaluate(images, verbose=0)
 
 
 def test_another_likelihood_takes_one_method(images):
     class Gaussian(VAE):
         def log_prob(self, x, logits):
             return -0.5 * keras.ops.sum((x - logits) ** 2, axis=(1, 2, 3))
+
+        def mean(self, logits):
+            return logits
 
     base = dense_vae(hidden=(16,))
     vae = Gaussian(base.encoder, base.decoder)
@@ -217,6 +252,8 @@ def test_another_likelihood_takes_one_method(images):
     vae.compute_loss(images[:5], y_pred=outputs)
     expected = 0.5 * np.sum((images[:5] - np.array(outputs["logits"])) ** 2, axis=(1, 2, 3)).mean()
     np.testing.assert_allclose(vae.reconstruction_tracker.result(), expected, rtol=1e-5)
+    z = np.ones((3, 2), "float32")
+    np.testing.assert_allclose(vae.decode(z), vae.decoder(z), rtol=1e-6)
 
 
 BAD_IMAGES = {
@@ -239,7 +276,7 @@ def test_bad_images_are_named_before_anything_starts(vae, images, method, fault)
 
 def test_bad_validation_images_are_named_before_training(vae, images):
     before = vae.get_weights()
-    for validation_data in (images * 255, (images * 255,), (images * 255, images)):
+    for validation_data in (images * 255, (images * 255,), [images * 255, images]):
         with pytest.raises(ValueError, match="Divide by 255"):
             vae.fit(images, validation_data=validation_data, verbose=0)
     assert all(np.array_equal(a, b) for a, b in zip(before, vae.get_weights(), strict=True))
@@ -255,6 +292,11 @@ def test_bad_validation_images_are_named_before_training(vae, images):
         (lambda vae: vae.sample(2.5), "positive integer"),
         (lambda vae: setattr(vae, "beta", -1), "negative"),
         (lambda vae: setattr(vae, "beta", float("nan")), "negative"),
+        (lambda vae: setattr(vae, "beta", float("inf")), "finite"),
+        (lambda vae: vae.encode([np.zeros((28, 28, 1))]), "one array.*list"),
+        (lambda vae: vae.encode(np.full((1, 28, 28, 1), "x")), "numbers"),
+        (lambda vae: vae.decode(np.zeros((0, 2))), r"\(0, 2\)"),
+        (lambda vae: dense_vae(hidden=256), "hidden"),
         (lambda vae: dense_vae(latent_dim=0), "latent_dim"),
         (lambda vae: dense_vae(hidden=(256, -1)), "hidden"),
         (lambda vae: dense_vae(image_shape=(28, 28.0)), "image_shape"),

@@ -27,12 +27,12 @@ def tracked_files():
 
 def test_lock_has_every_dependency_with_hashes_and_no_address():
     lock = (ROOT / "requirements.lock").read_text("utf-8")
-    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    pins = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock, re.MULTILINE))
     wanted = [*PROJECT["dependencies"], *(d for e in EXTRAS_IN_LOCK for d in PROJECT["optional-dependencies"][e])]
     for requirement in wanted:
         name, minimum = re.match(r"([\w-]+)[^>]*>=([\d.]+)", requirement).groups()
         assert version(pins[name]) >= version(minimum), requirement
-    entries = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)[1:]
+    entries = re.split(r"^(?=[A-Za-z0-9._-]+==)", lock, flags=re.MULTILINE)[1:]
     assert len(entries) > 50 and all("--hash=sha256:" in entry for entry in entries)
     assert "://" not in lock and "index-url" not in lock and "find-links" not in lock
 
@@ -63,7 +63,7 @@ def test_module_imports_only_what_is_declared():
 
 def test_module_can_be_read_in_one_sitting():
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in (ROOT / "vae_utils").glob("*.py"))
-    assert lines < 1_300
+    assert lines < 1_200
 
 
 def test_import_waits_neither_for_keras_nor_for_matplotlib():
@@ -74,7 +74,7 @@ def test_import_waits_neither_for_keras_nor_for_matplotlib():
 
 def test_tree_holds_no_path_address_or_unfinished_work():
     unfinished = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])  # spelt so that this line is not one
-    patterns = [rf"\b({unfinished})\b", re.escape(str(ROOT) + "/"), re.escape(str(Path.home()) + "/"), "/sim" + r"ple/?\b"]
+    patterns = [rf"\b({unfinished})\b", r"(?<![\w./~-])/(home|root|Users|work|mnt)/\w", "/sim" + r"ple/?\b"]
     for path in tracked_files():
         if path.suffix in {".png", ".keras", ".npz", ".h5"} or path.name == "requirements.lock":
             continue

@@ -88,7 +88,7 @@ def build(source):
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     facts = notebook.metadata["vae_utils"]
     name, path = README_FIGURE
-    if (png := find_figure(notebook, name)) and facts["mode"] == "full":
+    if (png := find_figure(notebook, name)) and (facts["mode"], facts["dataset"]) == ("full", "mnist"):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png)
     print(f"\r{source.stem}: {facts['seconds']} s, {facts['mode']} run, data: {facts['dataset']}")
@@ -96,9 +96,11 @@ def build(source):
 
 def main(prefixes):
     os.environ.setdefault("PYTHONHASHSEED", "0")
-    for source in sorted(NOTEBOOKS.glob("[0-9]*.py")):
-        if not prefixes or source.name.startswith(tuple(prefixes)):
-            build(source)
+    sources = [path for path in sorted(NOTEBOOKS.glob("[0-9]*.py")) if path.name.startswith(tuple(prefixes or [""]))]
+    if not sources:
+        sys.exit(f"No notebook's name starts with {' or '.join(prefixes)}.")
+    for source in sources:
+        build(source)
 
 
 if __name__ == "__main__":

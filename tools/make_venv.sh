@@ -14,7 +14,7 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-echo "Creating $venv with $("$python" --version) (about 2 GB, a few minutes) ..."
+echo "Creating $venv with $("$python" --version) (about 2.5 GB, a few minutes) ..."
 rm -rf "$venv"
 "$python" -m venv "$venv"
 # Install from a copy, and name the copy last: an interrupted run or a lock edited meanwhile starts again.

@@ -62,7 +62,8 @@ def pytest_runtest_teardown(item, nextitem):
         raise AssertionError(f"{notebook.name}: {reply['evalue']}")
     answers = {name: answer["data"]["text/plain"] for name, answer in reply["user_expressions"].items()}
     seconds = time.time() - _started[notebook]
-    print(
+    report = item.config.pluginmanager.get_plugin("terminalreporter")
+    report.write_line(
         f"\n{notebook.name}: {seconds:.0f} s, mode {answers['mode']}, data {answers['dataset']}, "
         f"{len(cases)} exercises tried"
     )

@@ -69,7 +69,7 @@ def load_mnist(path=None, offline=None):
     if not given and not _exists(cached):
         try:
             _download(cached)
-        except OSError as error:
+        except ConnectionError as error:
             if offline:
                 _announce_fallback(error)
                 return load_optical_digits()
@@ -158,7 +158,9 @@ def _announce_fallback(error):
 def _download(target):
     """Download to `target` in one move: at no time does a partial file carry that name."""
     import pooch
+    from requests.exceptions import RequestException
 
+    pooch.get_logger().setLevel("WARNING")  # its notice would put the reader's folders into a notebook
     try:
         pooch.retrieve(
             URL,
@@ -167,8 +169,14 @@ def _download(target):
             path=target.parent,
             downloader=pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=True),
         )
+    except RequestException as error:
+        raise ConnectionError(str(error)) from error
     except ValueError as error:  # what pooch raises when the hash is wrong
-        raise OSError(f"the download was damaged: {error}") from error
+        raise DataError(f"What {URL} sent was damaged ({error}). Nothing was kept; try again.") from error
+    except OSError as error:
+        raise DataError(
+            f"{target} could not be written ({error}). Make room, or set KERAS_HOME to another folder."
+        ) from error
 
 
 def _read(path):

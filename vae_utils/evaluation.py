@@ -6,8 +6,9 @@ from keras import ops
 
 from vae_utils.distributions import gaussian_kl, gaussian_log_prob
 from vae_utils.layers import reparameterize
+from vae_utils.models import VAE
 
-_ROWS = 1_000  # images decoded at a time, which bounds the memory whatever the number of samples
+_ROWS = 1_000  # decoded at a time, which bounds the memory whatever the number of samples
 
 
 def elbo(vae, x, num_samples=1, seed=0):
@@ -85,6 +86,8 @@ def grid_log_likelihood(vae, x, points=500, limit=5.0):
     Raises:
         ValueError: If the model has not two latent dimensions, or the images do not fit it.
     """
+    if type(vae).log_prob is not VAE.log_prob:
+        raise ValueError("The grid is for the Bernoulli likelihood. Received: a VAE with another `log_prob`")
     if vae.latent_dim != 2:
         raise ValueError(f"The grid is for 2 latent dimensions. Received: {vae.latent_dim}")
     vae.check_images(x)
@@ -132,6 +135,8 @@ def _accumulate(add, term, vae, x, num_samples, seed):
     """Combine `term(x, z_mean, z_log_var, z)` over `num_samples` draws of z, by NumPy's ufunc `add`; shape `(n,)`."""
     if not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
         raise ValueError(f"`num_samples` must be a positive integer. Received: {num_samples!r}")
+    if not hasattr(x, "__array__"):
+        raise ValueError(f"`x` must be an array of images. Received: {type(x).__name__}")
     z_mean, z_log_var = vae.encode(x)
     x = np.asarray(x, "float32")
     generator = keras.random.SeedGenerator(seed)

@@ -2,9 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -29,8 +26,9 @@ class VAE(keras.Model):
     vae.fit(x_train, validation_data=x_val, epochs=10)
     ```
 
-    `evaluate` draws the same noise every time, so that two of its values differ only by what the model has learned.
-    Called on images, the model returns what the loss needs: a dictionary of `z_mean`, `z_log_var` and `logits`.
+    `evaluate` draws the same noise every time (for the same `batch_size`), so that two of its values differ only by
+    what the model has learned. Called on images, the model returns what the loss needs: a dictionary of `z_mean`,
+    `z_log_var` and `logits`.
 
     Args:
         encoder: Keras model from images `(batch, …)` to `[z_mean, z_log_var, z]`, each `(batch, latent_dim)`.
@@ -48,7 +46,7 @@ class VAE(keras.Model):
 
     def __init__(self, encoder, decoder, beta=1.0, **kwargs):
         super().__init__(**kwargs)
-        _check_fit(encoder, decoder)
+        _check_parts_match(encoder, decoder)
         self.encoder = encoder
         self.decoder = decoder
         self.image_shape = tuple(encoder.input_shape[1:])
@@ -67,8 +65,8 @@ class VAE(keras.Model):
 
     @beta.setter
     def beta(self, value):
-        if not value >= 0:
-            raise ValueError(f"`beta` must not be negative. Received: {value}")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"`beta` must be finite and not negative. Received: {value}")
         self._beta.variable.assign(value)
 
     def call(self, x, training=None):
@@ -77,30 +75,37 @@ class VAE(keras.Model):
         return {"z_mean": z_mean, "z_log_var": z_log_var, "logits": logits}
 
     def log_prob(self, x, logits):
-        """Log-likelihood log p(x | z), one value per image; override it for another likelihood."""
+        """Log-likelihood log p(x | z), one value per image; for another likelihood, override it and `mean`."""
         return bernoulli_log_prob(x, logits)
 
+    def mean(self, logits):
+        """Mean image of p(x | z), which `predict`, `decode` and `sample` return."""
+        return ops.sigmoid(logits)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """−ELBO averaged over the batch, `y` is ignored, since the images are their own target."""
+        """−ELBO averaged over the batch; `y` is ignored, since the images are their own target."""
         reconstruction_loss = -self.log_prob(x, y_pred["logits"])
         kl_loss = gaussian_kl(y_pred["z_mean"], y_pred["z_log_var"])
-        loss = reconstruction_loss + self._beta.variable * kl_loss
-        self.reconstruction_tracker.update_state(reconstruction_loss, sample_weight)
-        self.kl_tracker.update_state(kl_loss, sample_weight)
         if sample_weight is not None:
-            loss = loss * ops.reshape(ops.cast(sample_weight, loss.dtype), (-1,))
-        return ops.mean(loss) + sum(self.losses)
+            weights = ops.reshape(ops.cast(sample_weight, kl_loss.dtype), (-1,))
+            reconstruction_loss, kl_loss = weights * reconstruction_loss, weights * kl_loss
+        self.reconstruction_tracker.update_state(reconstruction_loss)
+        self.kl_tracker.update_state(kl_loss)
+        return ops.mean(reconstruction_loss + self._beta.variable * kl_loss) + sum(self.losses)
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
         self.check_images(x)
-        validation_data = kwargs.get("validation_data")
-        self.check_images(validation_data[0] if isinstance(validation_data, tuple) else validation_data)
-        return super().fit(x, *args, **kwargs)
+        self.check_images(_first(validation_data))
+        if y is None and kwargs.get("sample_weight") is not None:
+            y = x  # Keras drops the weights where there is no target
+        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
-    def evaluate(self, x=None, *args, **kwargs):
+    def evaluate(self, x=None, y=None, *args, **kwargs):
         self.check_images(x)
+        if y is None and kwargs.get("sample_weight") is not None:
+            y = x
         with self._same_noise():
-            return super().evaluate(x, *args, **kwargs)
+            return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """Reconstruct images: probabilities of the images' shape, decoded from `z_mean`.
@@ -109,6 +114,11 @@ class VAE(keras.Model):
         """
         self.check_images(x)
         return self._reconstructor.predict(x, *args, **kwargs)
+
+    def predict_on_batch(self, x):
+        """`predict` for one batch."""
+        self.check_images(x)
+        return self._reconstructor.predict_on_batch(x)
 
     def encode(self, x, batch_size=1_000):
         """Encode images.
@@ -144,12 +154,12 @@ class VAE(keras.Model):
             ValueError: If `z` has another shape or holds values that are not finite.
         """
         z = np.asarray(z, dtype="float32")
-        if z.ndim != 2 or z.shape[1] != self.latent_dim or not np.isfinite(z).all():
+        if z.ndim != 2 or z.shape[1] != self.latent_dim or len(z) == 0 or not np.isfinite(z).all():
             raise ValueError(
                 f"`z` must hold finite values in the shape (n, {self.latent_dim}). Received: shape {z.shape}"
             )
         logits = [self.decoder(batch, training=False) for batch in _batches(z, batch_size)]
-        return np.concatenate([ops.convert_to_numpy(ops.sigmoid(batch)) for batch in logits])
+        return np.concatenate([ops.convert_to_numpy(self.mean(batch)) for batch in logits])
 
     def sample(self, n, seed=None):
         """Draw from the prior and decode: `n` mean images, as probabilities.
@@ -171,7 +181,7 @@ class VAE(keras.Model):
     @functools.cached_property
     def _reconstructor(self):
         x = keras.Input(self.image_shape)
-        return keras.Model(x, ops.sigmoid(self.decoder(self.encoder(x)[0])))
+        return keras.Model(x, self.mean(self.decoder(self.encoder(x)[0])))
 
     def get_config(self):
         return {
@@ -188,9 +198,13 @@ class VAE(keras.Model):
 
     def check_images(self, x):
         """Raise `ValueError` if an array is not a batch of images for this model; let data sets pass."""
+        if isinstance(x, (list, tuple)):
+            raise ValueError(f"Pass one array of images, or a data set. Received: a {type(x).__name__}")
         if not hasattr(x, "__array__"):  # None, data sets and generators pass
             return
         x = np.asarray(x)
+        if x.dtype.kind not in "biuf" and x.dtype != "bfloat16":
+            raise ValueError(f"Images must be numbers. Received: dtype {x.dtype}")
         if x.shape[1:] != self.image_shape or len(x) == 0:
             expected = ", ".join(map(str, ("n", *self.image_shape)))
             raise ValueError(f"Images must have the shape ({expected}), n ≥ 1. Received: {x.shape}")
@@ -199,10 +213,10 @@ class VAE(keras.Model):
 
     @contextlib.contextmanager
     def _same_noise(self):
-        states = [layer.seed_generator.state for layer in self._flatten_layers() if isinstance(layer, Sampling)]
-        kept = [keras.ops.convert_to_numpy(state) for state in states]
-        for state in states:
-            state.assign(np.array([0, 1], "uint32"))
+        states = [generator.state for layer in self._flatten_layers() for generator in layer._seed_generators]
+        kept = [ops.convert_to_numpy(state) for state in states]
+        for k, state in enumerate(states):
+            state.assign(np.array([0, k + 1], "uint32"))
         try:
             yield
         finally:
@@ -294,29 +308,6 @@ def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2)
     return VAE(encoder, keras.Model(inputs, x, name="decoder"))
 
 
-def load_pretrained(name):
-    """Load a trained VAE that ships with the module.
-
-    Args:
-        name: `"dense-2d"`, `"conv-2d"` or `"dense-20d"`. `weights/manifest.json` says of each how it was trained and
-            the −ELBO it reaches on MNIST's test digits.
-
-    Returns:
-        `VAE`, not compiled.
-
-    Raises:
-        ValueError: If there is no such model, or its file is not the one in the manifest.
-    """
-    folder = Path(__file__).parent / "weights"
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    if name not in manifest:
-        raise ValueError(f"`name` must be one of {sorted(manifest)}. Received: {name!r}")
-    path = folder / f"{name}.keras"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[name]["sha256"]:
-        raise ValueError(f"{path} is not the file in the manifest (its SHA-256 differs): install vae_utils again.")
-    return keras.saving.load_model(path, compile=False)
-
-
 def _batches(array, batch_size):
     return (array[start : start + batch_size] for start in range(0, len(array), batch_size))
 
@@ -334,11 +325,12 @@ def _encoder(inputs, x, latent_dim):
 
 def _check_sizes(**named):
     for name, sizes in named.items():
-        if not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+        sizes_are_listed = isinstance(sizes, (list, tuple))
+        if not sizes_are_listed or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
             raise ValueError(f"`{name}` must hold positive integers. Received: {sizes}")
 
 
-def _check_fit(encoder, decoder):
+def _check_parts_match(encoder, decoder):
     outputs = [tuple(output.shape) for output in encoder.outputs]
     latent = tuple(decoder.input_shape)
     if outputs != [latent] * 3 or len(latent) != 2:

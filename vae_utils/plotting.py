@@ -93,6 +93,7 @@ def plot_latent_space(z, labels, ax=None):
         )
     if not np.isin(labels, np.arange(10)).all():
         raise ValueError(f"`labels` must be digits 0 to 9. Received: {np.unique(labels)}")
+    labels = labels.astype(int)
     ax = _axes(ax, (6, 5))
     for digit in np.unique(labels):
         points = z[labels == digit]
