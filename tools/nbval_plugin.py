@@ -36,6 +36,7 @@ for _number, _answer, _check, _sources in __import__("json").loads(EXERCISES):
 """
 
 _started = {}
+_report = []
 
 
 def pytest_configure(config):
@@ -62,11 +63,15 @@ def pytest_runtest_teardown(item, nextitem):
         raise AssertionError(f"{notebook.name}: {reply['evalue']}")
     answers = {name: answer["data"]["text/plain"] for name, answer in reply["user_expressions"].items()}
     seconds = time.time() - _started[notebook]
-    report = item.config.pluginmanager.get_plugin("terminalreporter")
-    report.write_line(
-        f"\n{notebook.name}: {seconds:.0f} s, mode {answers['mode']}, data {answers['dataset']}, "
+    _report.append(
+        f"{notebook.name}: {seconds:.0f} s, mode {answers['mode']}, data {answers['dataset']}, "
         f"{len(cases)} exercises tried"
     )
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in _report:
+        terminalreporter.write_line(line)
 
 
 def ask(notebook, code):
