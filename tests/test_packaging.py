@@ -78,7 +78,7 @@ def test_tree_holds_no_path_address_or_unfinished_work():
     for path in tracked_files():
         if path.suffix in {".png", ".keras", ".npz", ".h5"} or path.name == "requirements.lock":
             continue
-        text = path.read_text("utf-8")
+        text = re.sub(r'"image/png": "[^"]*"', "", path.read_text("utf-8"))  # pictures spell anything
         for pattern in patterns:
             found = re.search(pattern, text)
             assert not found, f"{path.relative_to(ROOT)}: {found and found[0]}"
