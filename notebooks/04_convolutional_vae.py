@@ -714,7 +714,7 @@ for name, values in accuracy.items():
 
 # %% mystnb={"figure": {"caption": "−ELBO of three kinds of images under the model trained on MNIST.", "name": "fig-04-anomalies"}, "image": {"alt": "Three overlapping histograms of minus ELBO, for validation digits, digits from elsewhere and shuffled pixels."}}
 elsewhere = load_optical_digits().x_test
-shuffled = np.random.default_rng(0).permuted(x_val[:300].reshape(300, 784), axis=1).reshape(300, 28, 28, 1)
+shuffled = np.random.default_rng(0).permuted(x_val[:300].reshape(-1, 784), axis=1).reshape(-1, 28, 28, 1)
 kinds = {"validation digits": x_val[:1000], "digits from elsewhere": elsewhere, "shuffled pixels": shuffled}
 figure, ax = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 for (name, images), color in zip(kinds.items(), ["#3f90da", "#ffa90e", "#bd1f01"], strict=True):
