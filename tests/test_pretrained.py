@@ -1,0 +1,43 @@
+"""The shipped weights: the files of the manifest, and the numbers that it claims."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import vae_utils.models
+from vae_utils import evaluation
+from vae_utils.models import VAE, load_pretrained
+
+FOLDER = Path(vae_utils.models.__file__).parent / "weights"
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text("utf-8"))
+
+
+def test_manifest_and_files_match():
+    assert {path.stem for path in FOLDER.glob("*.keras")} == set(MANIFEST)
+    for name, entry in MANIFEST.items():
+        assert hashlib.sha256((FOLDER / f"{name}.keras").read_bytes()).hexdigest() == entry["sha256"]
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_loads(name):
+    vae = load_pretrained(name)
+    assert isinstance(vae, VAE) and vae.count_params() == MANIFEST[name]["parameters"]
+    assert vae.sample(2, seed=0).shape == (2, 28, 28, 1)
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("name", MANIFEST)
+def test_reaches_what_the_manifest_says(name, mnist):
+    reached = -evaluation.elbo(load_pretrained(name), mnist.x_test, num_samples=10, seed=0).mean()
+    assert reached == pytest.approx(MANIFEST[name]["test_negative_elbo"], abs=0.01)  # four digits
+
+
+def test_unknown_names_and_other_files_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="Received: 'conv-3d'"):
+        load_pretrained("conv-3d")
+    damaged = {name: {**entry, "sha256": "0" * 64} for name, entry in MANIFEST.items()}
+    monkeypatch.setattr(json, "loads", lambda text: damaged)
+    with pytest.raises(ValueError, match="not the file in the manifest"):
+        load_pretrained(next(iter(MANIFEST)))
