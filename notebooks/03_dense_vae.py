@@ -234,7 +234,7 @@ def pixel_cost(x, logits):
 
 
 autoencoder.compile(keras.optimizers.Adam(1e-3), loss=pixel_cost, **FAST)
-history = autoencoder.fit(x_fit, x_fit, batch_size=100, epochs=AE_EPOCHS, verbose=0)
+autoencoder.fit(x_fit, x_fit, batch_size=100, epochs=AE_EPOCHS, verbose=0)
 ae_loss = autoencoder.evaluate(x_check, x_check, batch_size=500, verbose=0)
 print(f"autoencoder, validation digits: {ae_loss:.1f} nats per image")
 
@@ -269,7 +269,7 @@ def ae_decode(z):
 def name_rows(ax, *names):
     ax.set_axis_on()
     ax.set(xticks=[], yticks=28 * np.arange(len(names)) + 14, yticklabels=names)
-    ax.tick_params(length=0)
+    ax.tick_params(length=0, labelsize=14)
     ax.spines[:].set_visible(False)
 
 
@@ -496,9 +496,10 @@ for epoch in sorted({1, 2, 5, 10, 20, 50} & set(range(1, EPOCHS + 1))):
 
 # %% [markdown]
 # The untrained model paid 586.3 nats for the reconstruction alone. After one epoch the validation loss is 171.92, far
-# below the 206 of independent pixels. From there it takes 49 epochs to win the next 21 nats. In the first lines the
-# training loss is the higher one, because Keras averages it over the epoch while the model is still improving. At the
-# end it is the lower one: 149.63 against 151.08. That is the beginning of overfitting.
+# below the 206 of independent pixels. From there it takes 49 epochs to win the next 21 nats. In all lines but the
+# last, the training loss is the higher one, because Keras averages it over the epoch while the model is still
+# improving. At the end it is the lower one: 149.63 against 151.08. The model has begun to know its training digits
+# better than others.
 #
 # ## Train it better
 #
@@ -533,7 +534,7 @@ legend = ax.legend()
 #
 # > **Note.** No time for the training? Weights of this model, trained on MNIST, ship with `vae_utils`, and
 # > `load_pretrained("dense-2d")` loads them. Take away the first `#` below, and leave out the cells, above and below,
-# > that name `blog`, `history` or `final`. Everything else works; the numbers are near those of the text, not the same.
+# > that use `blog`, `history` or `final`. Everything else works; your numbers will differ a little from the text's.
 
 # %%
 # vae = models.load_pretrained("dense-2d")
@@ -654,11 +655,11 @@ steps = 10 * np.arange(1, len(rows) + 1)
 
 # %% mystnb={"figure": {"caption": "The first two epochs: loss, top, and KL of each latent dimension, bottom.", "name": "fig-03-first-epoch"}, "image": {"alt": "Top: the loss drops steeply, through the dotted line of independent pixels within the first few dozen steps, and then falls slowly. Bottom: the KL of the two latent dimensions over the steps. One starts near 7 and falls, the other starts near 2 and rises; they come close together near 3."}}
 figure, axes = plt.subplots(2, 1, figsize=(5.5, 5.6), sharex=True, layout="constrained")
-axes[0].plot(steps, rows[:, 0], color=plotting.CLASS_COLORS[0])
+axes[0].plot(steps, rows[:, 0], ".-", color=plotting.CLASS_COLORS[0])
 axes[0].axhline(independent, color="black", linestyle=":", label="independent pixels")
 axes[0].set(ylabel="loss, nats per image", ylim=(150, 240))
 axes[0].legend()
-for j, style in enumerate(["-", "--"]):
+for j, style in enumerate([".-", ".--"]):
     axes[1].plot(steps, rows[:, 1 + j], style, color=plotting.CLASS_COLORS[2 + 2 * j], label=f"$z_{j}$")
 axes[1].set(xlabel="step", ylabel="KL, nats per image")
 legend = axes[1].legend()
@@ -678,7 +679,7 @@ for step in (10, 30, 50, 100, 200, 500):
 #
 # Encode the validation digits with our model and draw each at its `z_mean`. Compare the axes with the autoencoder's.
 
-# %% mystnb={"figure": {"caption": "The validation digits in the VAE's latent space, coloured by class.", "name": "fig-03-latent"}, "image": {"alt": "Scatter plot of the two latent means in ten colours, within about plus or minus 3. 0s lie to the left, 1s to the right, 7s at the top, 6s at the bottom, the others between them, with gaps at the upper left and the right; the digit of each class stands at the class mean."}}
+# %% mystnb={"figure": {"caption": "The validation digits in the VAE's latent space, coloured by class.", "name": "fig-03-latent"}, "image": {"alt": "Scatter plot of the two latent means in ten colours, most within plus or minus 3. 0s lie to the left, 1s to the right, 7s at the top, 6s at the bottom, the others between them, with gaps at the upper left and the right; the digit of each class stands at the class mean."}}
 z_mean, z_log_var = vae.encode(x_val)
 ax = plotting.plot_latent_space(z_mean, y_val)
 # %% [markdown]
@@ -695,7 +696,7 @@ ax = plotting.plot_latent_space(z_mean, y_val)
 # $$ P\left( \frac{(z_0 - \mu_0)^2}{\sigma_0^2} + \frac{(z_1 - \mu_1)^2}{\sigma_1^2} \le r^2 \right) = 0.95
 #    \quad \text{for} \quad r = \sqrt{-2 \log 0.05} \approx 2.45 \tag{3.6} $$
 #
-# In one dimension it would be 1.96. Check it by drawing, and against SciPy's $\chi^2$ quantile.
+# Check it by drawing, and against SciPy's $\chi^2$ quantile.
 
 # %% tags=["eq-3.6"]
 r = np.sqrt(-2 * np.log(0.05))
@@ -706,6 +707,7 @@ inside = np.mean((((draws - mu) / sigma) ** 2).sum(axis=1) <= r**2)
 z_score = (inside - 0.95) / np.sqrt(0.95 * 0.05 / 100_000)
 assert abs(z_score) < 4
 print(f"r = {r:.3f}, inside: {inside:.2%}, z-score {z_score:.2f}")
+print(f"in one dimension it would be {stats.norm.ppf(0.975):.3f}")
 
 # %% mystnb={"figure": {"caption": "95 % ellipses of q(z|x) for six digits of each class; grey: the centres of all validation digits.", "name": "fig-03-ellipses"}, "image": {"alt": "Ellipses in ten colours over a grey scatter. They are small against the whole, axis-parallel, and larger at the edge, among the 1s, 6s and 7s, than in the centre, where those of 3, 5 and 8 crowd."}}
 figure, ax = plt.subplots(figsize=(6.2, 5), layout="constrained")
@@ -731,7 +733,7 @@ print("plus mean variance of the clouds:    ", (z_mean.var(axis=0) + np.mean(sig
 
 # %% [markdown]
 # A cloud's standard deviation is about 0.05. The sums are 1.28 and 1.67, not 1: the codes reach farther out than the
-# prior. The KL term charges for that, and training paid.
+# prior. The KL term charges for that, and training has paid the price.
 #
 # ## Walk over the manifold
 #
@@ -875,13 +877,13 @@ def train_and_held_out(model, seen):
     return [model.evaluate(x, batch_size=500, verbose=0, return_dict=True)["loss"] for x in (seen, x_check)]
 
 
-results = {}
-wide_few.fit(few, batch_size=128, epochs=50 if FULL else 2, verbose=0)
-results["1,000 digits, 50 epochs"] = train_and_held_out(wide_few, few)
+results, MORE_EPOCHS = {}, 3 if FULL else 1
+wide_few.fit(few, batch_size=128, epochs=EPOCHS, verbose=0)
+results[f"1,000 digits, {EPOCHS} epochs"] = train_and_held_out(wide_few, few)
 wide_all.fit(x_fit, batch_size=128, epochs=1, verbose=0)
 results["all digits, 1 epoch"] = train_and_held_out(wide_all, x_train[:5_000])
-wide_all.fit(x_fit, batch_size=128, epochs=3 if FULL else 1, verbose=0)
-results["all digits, 4 epochs"] = train_and_held_out(wide_all, x_train[:5_000])
+wide_all.fit(x_fit, batch_size=128, epochs=MORE_EPOCHS, verbose=0)
+results[f"all digits, {1 + MORE_EPOCHS} epochs"] = train_and_held_out(wide_all, x_train[:5_000])
 
 # %%
 for name, (seen, unseen) in results.items():
@@ -1069,7 +1071,8 @@ vae.set_weights(weights)
 #   sample from a gap falls to pieces.
 # - A middle in $z$ is nearer to real digits (20.1) than a middle in pixels (25.1).
 # - On 1,000 digits, 807,700 parameters have a gap of 17.2 nats between seen and unseen digits at the best epoch.
-# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.44 and 110.07 nats, and all 20 are used.
+# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.44 and 110.07 nats on validation digits, and all 20 are
+#   used.
 # - 784–400–20–400–784, set up as published: 105.57 nats, published 105.56 to 105.59.
 #
 # ## Exercises
