@@ -56,6 +56,14 @@ def test_manifold_ticks_say_where_an_image_lies(vae):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("$z_0$", "$z_1$")
 
 
+def test_no_tick_says_minus_zero(vae):
+    ax = plotting.plot_manifold(vae, n=15, quantiles=True)
+    # A table of the standard normal: its quantiles at 5, 30.7, 50, 69.3 and 95 %, to one digit.
+    expected = ["−1.6", "−0.5", "0.0", "0.5", "1.6"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == expected
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == expected
+
+
 def test_digits_run_row_by_row(digits):
     ax = plotting.plot_digits(digits.x_test[:7], columns=3)
     shown = np.asarray(ax.images[0].get_array())

@@ -154,7 +154,8 @@ def plot_manifold(vae, n=30, limit=2.0, quantiles=False, ax=None):
         extent=(-0.5, n - 0.5, -0.5, n - 0.5),
     )
     shown = np.unique(np.linspace(0, n - 1, min(n, 5)).round().astype(int))
-    labels = [f"{ticks[i]:.1f}".replace("-", "−") for i in shown]
+    # The middle quantile is a rounding error away from 0, below it or above: + 0.0 takes the sign from −0.0.
+    labels = [f"{round(ticks[i], 1) + 0.0:.1f}".replace("-", "−") for i in shown]
     ax.set_xticks(shown, labels)
     ax.set_yticks(shown, labels)
     ax.set(xlabel="$z_0$", ylabel="$z_1$")
