@@ -22,7 +22,7 @@ HELD_OUT = 5_000  # the last of the training digits, as in the chapters
 
 #: name: (builder, its arguments, how it is trained, seeds of which the one with the best validation loss is kept)
 RECIPES = {
-    "dense-2d": ("dense_vae", {}, {"batch": 200, "epochs": 50, "rate": 4e-3}, range(6)),
+    "dense-2d": ("dense_vae", {}, {"batch": 200, "epochs": 50, "rate": 4e-3}, range(4)),
     "dense-20d": (
         "dense_vae",
         {"hidden": [400], "latent_dim": 20},
