@@ -69,7 +69,7 @@ def summary(ours, theirs, target, at_most=False, of_peak=False):
     return {"met": None, **result}
 
 
-def interleave(ours, theirs, check=None, rounds=ROUNDS):
+def interleave(ours, theirs, check=None, rounds=None):
     """Time two functions in turn, A B A B, after a warm-up of each and a check that both did the same.
 
     A function may return its own seconds, as a helper process does.
@@ -78,7 +78,7 @@ def interleave(ours, theirs, check=None, rounds=ROUNDS):
     if check:
         check()
     seconds = [], []
-    for _ in tqdm(range(rounds), desc="  rounds", leave=False):
+    for _ in tqdm(range(rounds or ROUNDS), desc="  rounds", leave=False):
         for function, times in zip((ours, theirs), seconds, strict=True):
             start = time.perf_counter()
             answer = function()
