@@ -235,10 +235,10 @@ def conv_time_to_elbo():
     models = [make()[0] for make in (ours_to_goal, theirs_to_goal)]
     seconds = interleave(trainer(models[0], x, 128), trainer(models[1], x, 32))
     seconds = [scaled([values], EPOCH / len(x) * epochs[name])[0] for name, values in zip(epochs, seconds, strict=True)]
-    short = sum(not run["reached"] for run in record["theirs"])
+    short = {name: sum(not run["reached"] for run in record[name]) for name in epochs}
     note = (
         f"{epochs['ours']:g} against {epochs['theirs']:g} epochs (median of {len(record['ours'])} recorded runs"
-        + (f", {short} of theirs stopped short of it" if short else "")
+        + "".join(f", {count} of {name} stopped short of it" for name, count in short.items() if count)
         + f"), times an epoch's seconds, {note_on_part(len(x))}"
     )
     return *seconds, note
