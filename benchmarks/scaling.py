@@ -55,11 +55,11 @@ def side(pixels):
 
 
 SWEEPS = {
-    "images": ("seconds per epoch, dense", (1_000, 3_000, 10_000, 30_000, 60_000), dense_pass),
-    "batch size": ("seconds per step, dense", (32, 128, 512, 1_024), batch_step),
-    "latent dimensions": ("seconds for 10,000 images, dense", (2, 8, 32, 64), latent_pass),
-    "samples per image": ("seconds for the ELBO of 1,000 images", (1, 4, 16, 64), samples),
-    "pixels per image": ("seconds for 256 images, convolutional", (28**2, 56**2, 84**2, 112**2), side),
+    "images": ("dense: s per pass", (1_000, 3_000, 10_000, 30_000, 60_000), dense_pass),
+    "batch size": ("dense: s per step", (32, 128, 512, 1_024), batch_step),
+    "latent dimensions": ("dense: s per 10,000 images", (2, 8, 32, 64), latent_pass),
+    "samples per image": ("ELBO: s per 1,000 images", (1, 4, 16, 64), samples),
+    "pixels per image": ("conv: s per 256 images", (28**2, 56**2, 84**2, 112**2), side),
 }
 
 
