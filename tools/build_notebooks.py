@@ -31,7 +31,7 @@ PROVENANCE = {
 
 #: Asked as well when it is built: the kernel's largest resident memory so far, which Linux keeps.
 PEAK_MEMORY = {
-    "peak_memory_mb": "next(int(line.split()[1]) * 1024 // 10**6 for line in open('/proc/self/status') if 'VmHWM' in line)"
+    "peak_memory_mb": "next(int(row.split()[1]) * 1024 // 10**6 for row in open('/proc/self/status') if 'VmHWM' in row)"
 }
 
 
