@@ -8,7 +8,7 @@ NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help venv lab test verify notebooks weights lint lock slug clean
+.PHONY: help venv lab test verify notebooks weights benchmark lint lock slug clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,9 +34,12 @@ notebooks: venv  ## bring notebooks up to date with their .py and execute them i
 weights: venv  ## train the models that ship with vae_utils anew (ONLY=conv-2d; half an hour)
 	$(BIN)/python tools/train_weights.py $(ONLY)
 
+benchmark: venv  ## speed beside the published recipes: a table, results.json, a figure (ONLY=dense-epoch)
+	$(BIN)/python -m benchmarks $(ONLY)
+
 lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check vae_utils tests tools
+	$(BIN)/ruff format --check vae_utils tests tools benchmarks
 
 lock: venv  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \

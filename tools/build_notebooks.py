@@ -29,6 +29,11 @@ PROVENANCE = {
     "versions": "{name: __import__(name).__version__ for name in ('tensorflow', 'keras', 'numpy')}",
 }
 
+#: Asked as well when it is built: the kernel's largest resident memory so far, which Linux keeps.
+PEAK_MEMORY = {
+    "peak_memory_mb": "next(int(row.split()[1]) * 1024 // 10**6 for row in open('/proc/self/status') if 'VmHWM' in row)"
+}
+
 
 def code_hash(notebook):
     """Hash the code cells, so that outputs can be told from another code's.
@@ -77,13 +82,13 @@ def build(source):
         for done, (index, cell) in enumerate(code_cells):
             print(f"\r{source.stem}: cell {done + 1} of {len(code_cells)}", end="", flush=True)
             client.execute_cell(cell, index, execution_count=done + 1)
-        reply = client.kc.execute("", user_expressions=PROVENANCE)
+        reply = client.kc.execute("", user_expressions=PROVENANCE | (PEAK_MEMORY if sys.platform == "linux" else {}))
         message = client.wait_for_reply(reply)
     answers = message["content"]["user_expressions"]
     notebook.metadata["vae_utils"] = {
         "code_sha256": code_hash(notebook),
         "seconds": round(time.time() - start),
-        **{name: eval(answers[name]["data"]["text/plain"], {}) for name in PROVENANCE},
+        **{name: eval(answer["data"]["text/plain"], {}) for name, answer in answers.items()},
     }
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     facts = notebook.metadata["vae_utils"]

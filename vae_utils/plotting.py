@@ -2,7 +2,6 @@
 
 from statistics import NormalDist
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 #: Ten colours for ten classes, told apart with every common colour vision: Petroff (2021), arXiv:2107.02270.
@@ -196,7 +195,11 @@ def _normal_quantiles(n):
 
 
 def _axes(ax, figsize):
-    return ax if ax is not None else plt.subplots(figsize=figsize, layout="constrained")[1]
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt  # here, so that whoever draws nothing does not wait for it
+
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
 def _as_images(images):

@@ -1,0 +1,65 @@
+"""results.json as a table, for the terminal and for the book."""
+
+import json
+import sys
+
+HEADER = ("row", "measured", "beside", "ours", "theirs", "ratio", "spread", "target", "met")
+
+
+def cells(row):
+    """One row's texts."""
+    return (
+        row["name"],
+        row["what"],
+        row["against"] or "–",
+        amount(row["ours"], row["unit"]),
+        amount(row["theirs"], row["unit"]),
+        "–" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        "–" if row["spread"] is None else "{:.2f} to {:.2f}".format(*row["spread"]),
+        target(row),
+        {True: "yes", False: "no", None: "–"}[row["met"]],
+    )
+
+
+def amount(value, unit):
+    return "–" if value is None else f"{value:.3g} {unit}" if value < 1_000 else f"{value:,.0f} {unit}"
+
+
+def target(row):
+    if row["target"] is None:
+        return "–"
+    return f"≥ {row['target']:g}" if row["against"] else f"≤ {row['target']:g} {row['unit']}"
+
+
+def machine_line(machine):
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    data = "MNIST" if machine["data"] == "mnist" else "scikit-learn's optical digits, not MNIST"
+    quick = " A quick run: its numbers mean nothing." if machine["quick"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {machine['system']}; "
+        f"Python {machine['python']}, {versions}. Data: {data}.{quick}"
+    )
+
+
+def markdown(results):
+    """The table, the rows' notes and the machine, as Markdown."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in results["rows"]]
+    lines += ["", *(f"- `{row['name']}`: {row['note']}." for row in results["rows"] if row["note"])]
+    return "\n".join([*lines, "", f"Measured on {machine_line(results['machine'])}"])
+
+
+def text(results):
+    """The table for a terminal, notes below their rows."""
+    rows = [HEADER, *map(cells, results["rows"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    notes = ["", *(row["note"] for row in results["rows"])]
+    lines = [machine_line(results["machine"])]
+    for texts, note in zip(rows, notes, strict=True):
+        lines.append("  ".join(map(str.ljust, texts, widths)).rstrip())
+        lines += [f"    {note}"] if note else []
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(json.load(sys.stdin)))

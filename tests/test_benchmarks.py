@@ -1,0 +1,195 @@
+"""The benchmarks run, refuse a pair that does less, and write what the table reads. No time is tested."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks import base, footprint, likelihood, recipes, scaling, table, training
+from vae_utils.models import conv_vae, dense_vae
+
+ROOT = Path(__file__).parent.parent
+KEYS = {"name", "ours", "theirs", "unit", "ratio", "spread", "target", "met"}
+NAMES = [
+    "dense-epoch",
+    "conv-epoch",
+    "conv-time-to-elbo",
+    "manifold",
+    "conv-vs-torch",
+    "conv-vs-jax",
+    "dense-flops",
+    "conv-flops",
+    "log-likelihood",
+    "import",
+    "memory",
+]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, digits):
+    """The digits that need no network, few of them, and two rounds."""
+    monkeypatch.setattr(base, "digits", lambda: digits)
+    monkeypatch.setattr(training, "digits", lambda: digits)
+    for module in (training, likelihood):
+        monkeypatch.setattr(module, "images", lambda n: digits.x_train[:256])
+    monkeypatch.setattr(base, "ROUNDS", 2)
+
+
+def check_row(row):
+    assert set(row) >= KEYS
+    assert row["name"] in base.ROWS
+    numbers = [row["ours"], row["theirs"], row["ratio"], *(row["spread"] or [])]
+    assert all(number is None or (np.isfinite(number) and number > 0) for number in numbers)
+    if row["ratio"] is not None:
+        assert row["spread"][0] <= row["ratio"] <= row["spread"][1]
+
+
+def test_every_row_of_the_series_is_there():
+    assert set(NAMES) <= set(base.ROWS)
+
+
+def test_ratio_is_the_median_of_the_rounds_and_not_the_ratio_of_medians():
+    result = base.summary([1.0, 2.0, 4.0], [8.0, 2.0, 12.0], target=3)  # ratios 8, 1, 3
+    assert (result["ratio"], result["spread"], result["met"]) == (3, [1, 8], True)
+    assert (result["ours"], result["theirs"]) == (2, 8)
+    assert base.summary([1.0], [2.0], target=2.5)["met"] is False
+    assert base.summary([1.0], [4.0], target=0.5, of_peak=True)["ratio"] == 0.25
+    assert [base.summary([value], None, 0.2, at_most=True)["met"] for value in (0.1, 0.3)] == [True, False]
+    assert base.summary([1.0], [2.0], target=None)["met"] is None
+
+
+def test_rounds_alternate_after_a_warm_up_and_a_check():
+    calls = []
+    ours, theirs = base.interleave(lambda: calls.append("A"), lambda: calls.append("B") or 7.0, rounds=3)
+    assert "".join(calls) == "AB" * 4 and len(ours) == len(theirs) == 3
+    log = []
+    base.interleave(lambda: log.append("A"), lambda: log.append("B"), lambda: log.append("check"), rounds=1)
+    assert log == ["A", "B", "check", "A", "B"]
+
+
+def test_helpers_own_seconds_count():
+    _, theirs = base.interleave(lambda: None, lambda: 7.0, rounds=2)
+    assert theirs == [7.0, 7.0]
+
+
+def test_cheap_row_runs(monkeypatch):
+    monkeypatch.setattr(likelihood, "QUICK", True)
+    row = base.ROWS["manifold"]()
+    check_row(row)
+    assert row["ratio"] > 1  # not a time: one call against nine hundred
+
+
+@pytest.mark.parametrize("make, build", [(recipes.blog_dense, dense_vae), (recipes.keras_io_conv, conv_vae)])
+def test_recipes_have_the_published_parameters(make, build):
+    assert sum(int(np.prod(w.shape)) for w in make().trainable_variables) == build().count_params()
+
+
+def dense_pair(rate=1e-3):
+    return training.pair(dense_vae, recipes.blog_dense(), keras.optimizers.RMSprop(rate), {}, 256, 64, flat=True)
+
+
+def test_pair_takes_turns_over_all_its_digits():
+    seconds, note = dense_pair()
+    assert [len(values) for values in seconds] == [2, 2]
+    assert note == "measured on 256 digits, scaled to 60,000"
+
+
+def test_pair_that_takes_fewer_steps_is_refused(monkeypatch):
+    full = training.trainer
+
+    def half(model, x, batch_size):
+        return full(model, x[: len(x) // 2] if hasattr(model, "encoder") else x, batch_size)
+
+    monkeypatch.setattr(training, "trainer", half)
+    with pytest.raises(AssertionError, match="steps"):
+        dense_pair()
+
+
+def test_pair_whose_steps_do_less_is_refused():
+    with pytest.raises(AssertionError, match="ELBO"):
+        dense_pair(rate=1e-9)
+
+
+def test_flops_are_as_counted_by_hand():
+    dense = 784 * 256 + 256 * 2 * 2 + 2 * 256 + 256 * 784
+    assert training.training_flops(dense_vae()) == 3 * 2 * dense
+    conv = 14 * 14 * 9 * 32 + 7 * 7 * 9 * 32 * 64 + 3136 * 16 + 16 * 4  # the encoder's products
+    conv += 2 * 3136 + 7 * 7 * 9 * 64 * 64 + 14 * 14 * 9 * 64 * 32 + 28 * 28 * 9 * 32  # the decoder's
+    assert training.training_flops(conv_vae()) == 3 * 2 * conv
+
+
+def test_missing_package_gives_a_row_that_says_so(monkeypatch):
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    row = base.ROWS["conv-vs-torch"]()
+    assert set(row) >= KEYS and row["ours"] is row["met"] is None
+    assert "torch is not installed" in row["note"]
+
+
+def test_memory_is_read_from_the_notebooks(monkeypatch, tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name, peak in (("01_a", 500), ("02_b", 2_000)):
+        (folder / f"{name}.ipynb").write_text(json.dumps({"metadata": {"vae_utils": {"peak_memory_mb": peak}}}))
+    monkeypatch.setattr(footprint, "ROOT", tmp_path)
+    row = base.ROWS["memory"]()
+    assert (row["ours"], row["met"]) == (2.0, False)
+    assert "12 learners" in row["note"] and "01: 0.50 GB" in row["note"]
+
+
+def test_exponent_is_the_slope_in_the_log_log_plane():
+    x = np.array([1, 2, 4, 8])
+    assert scaling.exponent(x, 3 * x**1.5) == pytest.approx(1.5)
+
+
+RESULTS = {
+    "machine": {
+        "cpu": "A CPU",
+        "cores": 2,
+        "threads": 2,
+        "system": "Linux",
+        "python": "3.11",
+        "versions": {"keras": "3.13"},
+        "data": "optical-digits",
+        "quick": False,
+    },
+    "rows": [
+        {"name": "a", "what": "w", "against": "x", "note": "half"}
+        | {"ours": 0.5, "theirs": 2.0, "unit": "s", "ratio": 4.0, "spread": [3.5, 4.5], "target": 4, "met": True},
+        {"name": "b", "what": "w", "against": "", "note": ""}
+        | {"ours": None, "theirs": None, "unit": "s", "ratio": None, "spread": None, "target": 0.2, "met": None},
+    ],
+}
+
+
+def test_table_shows_rows_notes_machine_and_stand_in_data():
+    lines = table.markdown(RESULTS).splitlines()
+    assert lines[2] == "| a | w | x | 0.5 s | 2 s | 4.00 | 3.50 to 4.50 | ≥ 4 | yes |"
+    assert lines[3] == "| b | w | – | – | – | – | – | ≤ 0.2 s | – |"
+    assert "- `a`: half." in lines
+    assert "A CPU, 2 cores" in lines[-1] and "not MNIST" in lines[-1]
+    assert all(word in table.text(RESULTS) for word in ("3.50 to 4.50", "half", "not MNIST"))
+
+
+def test_unknown_row_is_refused():
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and re.search("No row nonsense.*dense-epoch", done.stderr)
+
+
+def test_committed_results_hold_every_row():
+    path = base.FOLDER / "results.json"
+    if not path.exists():
+        pytest.skip("not measured yet")
+    results = json.loads(path.read_text("utf-8"))
+    assert set(NAMES) <= {row["name"] for row in results["rows"]}
+    for row in results["rows"]:
+        check_row(row)
+    machine = results["machine"]
+    assert not machine["quick"] and machine["cores"] >= 1 and machine["threads"] >= 1 and machine["cpu"]
+    assert {"tensorflow", "keras", "numpy"} <= set(machine["versions"])
+    assert len(results["scaling"]) == 5
+    table.markdown(results)
