@@ -394,8 +394,6 @@ print(f"fair coins {784 * np.log(2):.1f}, collapse mark {collapse:.1f}, floor {f
 
 # %%
 BATCH = 128
-ON_GPU = bool(tf.config.list_physical_devices("GPU"))
-XLA = "auto" if ON_GPU else False  # why: see "Know what costs time", below
 EPOCHS, STARTS = (2, 1) if vae_utils.QUICK else (16, 3)
 steps = EPOCHS * -(-len(x_train) // BATCH)
 warmup = min(200, steps // 4)
@@ -405,7 +403,7 @@ def start(seed):
     keras.utils.set_random_seed(seed)
     vae = conv_vae()
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target=2e-3, warmup_steps=warmup)
-    vae.compile(keras.optimizers.Adam(rate), jit_compile=XLA, steps_per_execution=10)
+    vae.compile(keras.optimizers.Adam(rate), steps_per_execution=10)
     vae.fit(x_train, batch_size=BATCH, epochs=1, validation_data=x_val, verbose=0)
     return vae
 
@@ -434,30 +432,6 @@ rest = vae.fit(x_train, batch_size=BATCH, epochs=EPOCHS, initial_epoch=1, valida
 fit_seconds = time.perf_counter() - begin
 
 # %% [markdown]
-# ### Know what costs time
-#
-# Keras compiles a training step with XLA wherever it can. Is that wise on your machine? Measure both, in turns, on the same
-# digits. A ratio below one says that the step is faster without XLA.
-
-# %%
-def seconds_to_fit(build, jit_compile, n):
-    model = build()
-    model.compile("adam", jit_compile=jit_compile, steps_per_execution=10)
-    model.fit(x_train[: 10 * BATCH], batch_size=BATCH, verbose=0)  # the first call compiles
-    begin = time.perf_counter()
-    model.fit(x_train[: n * BATCH], batch_size=BATCH, verbose=0)
-    return time.perf_counter() - begin
-
-
-for build, n in [(conv_vae, 20), (dense_vae, 200)]:
-    n = 10 if vae_utils.QUICK else n
-    ratios = [seconds_to_fit(build, False, n) / seconds_to_fit(build, True, n) for _ in range(1 if vae_utils.QUICK else 3)]
-    print(f"{build.__name__:<9} without XLA / with XLA: {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-
-# %% [markdown]
-# On the two cores where this was run, convolutions are faster without XLA, and dense layers with it. So this chapter leaves XLA out
-# for convolutions on a CPU; on a GPU it leaves the choice to Keras.
-#
 # Watch three things in the curves: the loss on held-out digits, whether it parts from the training loss, and the two
 # terms pulling in opposite directions. The first training value, far above, is cut off. Two published runs of the same
 # architecture are drawn in grey. The crosses are the validation losses of a post of 2020 (batch 32, Adam at 10⁻³). The
@@ -682,7 +656,7 @@ print("loaded, it scores", round(again["loss"], 2))
 
 # %%
 assert int(loaded.optimizer.iterations) == int(vae.optimizer.iterations)
-loaded.compile(keras.optimizers.Adam(1e-4), jit_compile=XLA, steps_per_execution=5)
+loaded.compile(keras.optimizers.Adam(1e-4), steps_per_execution=5)
 more = loaded.fit(x_train[:5_000], batch_size=BATCH, verbose=0).history
 print(f"a little more training, on part of the digits: loss {more['loss'][0]:.2f}")
 
@@ -956,7 +930,7 @@ for (name, images), color in zip(kinds.items(), ["#3f90da", "#ffa90e", "#bd1f01"
     familiar = loss if name == "validation digits" else familiar
     print(f"{name:<22} median {np.median(loss):6.1f} nats, higher in {np.mean(loss[:, None] > familiar):.1%} of pairs")
 ax.set(xlabel="−ELBO, nats per image", ylabel="density", yticks=[])
-ax.legend()
+_ = ax.legend()
 # %% [markdown]
 # A likelihood measures how many nats an image takes, and ink takes nats whoever wrote it. That is not the same as how familiar the
 # image is, so it is an alarm with gaps.
