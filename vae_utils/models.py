@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import hashlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -306,6 +309,29 @@ def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2)
         x = layers.Conv2DTranspose(channels_out, **convolution)(x)
     x = layers.Conv2DTranspose(channels, 3, padding="same", name="logits")(x)
     return VAE(encoder, keras.Model(inputs, x, name="decoder"))
+
+
+def load_pretrained(name):
+    """Load a trained VAE that ships with the module.
+
+    Args:
+        name: `"dense-2d"`, `"dense-20d"` or `"conv-2d"`. `weights/manifest.json` says of each how it was trained and
+            the −ELBO it reaches on MNIST's test digits.
+
+    Returns:
+        `VAE`, not compiled.
+
+    Raises:
+        ValueError: If there is no such model, or its file is not the one in the manifest.
+    """
+    folder = Path(__file__).parent / "weights"
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    if name not in manifest:
+        raise ValueError(f"`name` must be one of {sorted(manifest)}. Received: {name!r}")
+    path = folder / f"{name}.keras"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[name]["sha256"]:
+        raise ValueError(f"{path} is not the file in the manifest (its SHA-256 differs): install vae_utils again.")
+    return keras.saving.load_model(path, compile=False)
 
 
 def _batches(array, batch_size):
