@@ -53,8 +53,9 @@ class Sampling(keras.layers.Layer):
     def call(self, inputs):
         if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
             raise ValueError(f"`Sampling` is called on [z_mean, z_log_var]. Received: {inputs}")
-        z_mean, z_log_var = inputs
-        if len(z_mean.shape) != len(z_log_var.shape) or z_mean.shape[-1] != z_log_var.shape[-1]:
+        z_mean, z_log_var = to_tensors(z_mean=inputs[0], z_log_var=inputs[1])
+        known = [pair for pair in zip(z_mean.shape, z_log_var.shape, strict=False) if None not in pair]
+        if len(z_mean.shape) != len(z_log_var.shape) or any(a != b for a, b in known):
             raise ValueError(
                 "`z_mean` and `z_log_var` must have the same shape. "
                 f"Received: z_mean.shape={z_mean.shape}, z_log_var.shape={z_log_var.shape}"

@@ -68,7 +68,7 @@ class VAE(keras.Model):
 
     @beta.setter
     def beta(self, value):
-        if not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < float("inf"):
+        if not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < 3e38:
             raise ValueError(f"`beta` must be a number, finite and not negative. Received: {value!r}")
         self._beta.variable.assign(value)
 
@@ -112,7 +112,7 @@ class VAE(keras.Model):
         self.check_images(x)
         if validation_data is not None:
             self.check_images(_first(validation_data))
-        check_sizes(batch_size=batch_size or 1, epochs=epochs)
+        check_sizes(batch_size=1 if batch_size is None else batch_size, epochs=epochs)
         if not 0 <= validation_split < 1:
             raise ValueError(f"`validation_split` must lie in [0, 1). Received: {validation_split}")
         y = _check_weights(x, y, **kwargs)
@@ -126,7 +126,7 @@ class VAE(keras.Model):
 
     def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
         self.check_images(x)
-        check_sizes(batch_size=batch_size or 1)
+        check_sizes(batch_size=1 if batch_size is None else batch_size)
         y = _check_weights(x, y, **kwargs)
         with self._same_noise():
             return super().evaluate(x, y, batch_size, *args, **kwargs)
@@ -137,7 +137,7 @@ class VAE(keras.Model):
         Takes `keras.Model.predict`'s arguments.
         """
         self.check_images(x)
-        check_sizes(batch_size=batch_size or 1)
+        check_sizes(batch_size=1 if batch_size is None else batch_size)
         return self._reconstructor.predict(x, batch_size, *args, **kwargs)
 
     def predict_on_batch(self, x):
@@ -272,12 +272,12 @@ def dense_vae(image_shape=(28, 28, 1), hidden=(256,), latent_dim=2):
     x = inputs = keras.Input(image_shape)
     x = layers.Flatten()(x)
     for units in hidden:
-        x = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(x)
+        x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
     encoder = _encoder(inputs, x, latent_dim)
 
-    x = inputs = keras.Input((latent_dim,))
+    x = inputs = keras.Input((int(latent_dim),))
     for units in reversed(hidden):
-        x = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(x)
+        x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
     x = layers.Dense(int(np.prod(image_shape)))(x)
     x = layers.Reshape(image_shape, name="logits")(x)
     return VAE(encoder, keras.Model(inputs, x, name="decoder"))
@@ -317,18 +317,18 @@ def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2)
     convolution = {"kernel_size": 3, "strides": 2, "padding": "same", **relu}
     x = inputs = keras.Input(image_shape)
     for channels_out in filters:
-        x = layers.Conv2D(channels_out, **convolution)(x)
+        x = layers.Conv2D(int(channels_out), **convolution)(x)
     x = layers.Flatten()(x)
-    x = layers.Dense(hidden, **relu)(x)
+    x = layers.Dense(int(hidden), **relu)(x)
     encoder = _encoder(inputs, x, latent_dim)
 
     smallest = (height // factor, width // factor, filters[-1] if filters else channels)
-    x = inputs = keras.Input((latent_dim,))
+    x = inputs = keras.Input((int(latent_dim),))
     x = layers.Dense(int(np.prod(smallest)), **relu)(x)
     x = layers.Reshape(smallest)(x)
     for channels_out in reversed(filters):
-        x = layers.Conv2DTranspose(channels_out, **convolution)(x)
-    x = layers.Conv2DTranspose(channels, 3, padding="same", name="logits")(x)
+        x = layers.Conv2DTranspose(int(channels_out), **convolution)(x)
+    x = layers.Conv2DTranspose(int(channels), 3, padding="same", name="logits")(x)
     return VAE(encoder, keras.Model(inputs, x, name="decoder"))
 
 
@@ -364,7 +364,7 @@ class _StopAtNaN(keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']}. Lower the learning rate, look "
-                "for NaN in the data, and start from a new model: this one's weights are lost."
+                "for NaN and values outside [0, 1] in the data, and start from a new model: this one's weights are lost."
             )
         if logs["reconstruction_loss"] < 0 and type(self.model).log_prob is VAE.log_prob:
             raise ValueError("The reconstruction loss is negative: the data set holds values outside [0, 1].")
@@ -383,12 +383,12 @@ def _check_weights(x, y, sample_weight=None, **_):
 
 
 def _first(batch):
-    return batch[0] if isinstance(batch, (list, tuple)) else batch
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
 
 
 def _encoder(inputs, x, latent_dim):
-    z_mean = layers.Dense(latent_dim, name="z_mean")(x)
-    z_log_var = layers.Dense(latent_dim, name="z_log_var")(x)
+    z_mean = layers.Dense(int(latent_dim), name="z_mean")(x)
+    z_log_var = layers.Dense(int(latent_dim), name="z_log_var")(x)
     z = Sampling(name="z")([z_mean, z_log_var])
     return keras.Model(inputs, [z_mean, z_log_var, z], name="encoder")
 
