@@ -103,7 +103,21 @@ def test_citation_has_the_version():
 
 def test_makefile_explains_its_targets():
     text = (ROOT / "Makefile").read_text("utf-8")
-    for target in ("venv", "lab", "test", "verify", "notebooks", "lint", "lock", "slug", "clean", "help"):
+    for target in (
+        "venv",
+        "lab",
+        "test",
+        "faults",
+        "test-oldest",
+        "test-repeat",
+        "verify",
+        "notebooks",
+        "lint",
+        "lock",
+        "slug",
+        "clean",
+        "help",
+    ):
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
 
 

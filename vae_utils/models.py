@@ -364,7 +364,7 @@ class _StopAtNaN(keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']}. Lower the learning rate, look "
-                "for NaN and values outside [0, 1] in the data, and start from a new model: this one's weights are lost."
+                "for NaN and values outside [0, 1] in the data, and start from a new model: these weights are lost."
             )
         if logs["reconstruction_loss"] < 0 and type(self.model).log_prob is VAE.log_prob:
             raise ValueError("The reconstruction loss is negative: the data set holds values outside [0, 1].")
