@@ -108,7 +108,7 @@ class VAE(keras.Model):
         validation_data=None,
         **kwargs,
     ):
-        """Train as `keras.Model.fit` does, and stop with a `FloatingPointError` when the loss is no longer a number."""
+        """Train as `keras.Model.fit` does, and stop with a `FloatingPointError` when it diverges."""
         self.check_images(x)
         if validation_data is not None:
             self.check_images(_first(validation_data))
@@ -116,7 +116,7 @@ class VAE(keras.Model):
         if not 0 <= validation_split < 1:
             raise ValueError(f"`validation_split` must lie in [0, 1). Received: {validation_split}")
         y = _check_weights(x, y, **kwargs)
-        callbacks = [_StopAtNaN(), *keras.tree.flatten(callbacks or [])]
+        callbacks = [_StopAtDivergence(), *keras.tree.flatten(callbacks or [])]
         try:
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, **kwargs
@@ -359,14 +359,17 @@ def _batches(array, batch_size):
     return (array[start : start + batch_size] for start in range(0, len(array), batch_size))
 
 
-class _StopAtNaN(keras.callbacks.Callback):
+class _StopAtDivergence(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
-        if not np.isfinite(logs["loss"]):
+        bernoulli = type(self.model).log_prob is VAE.log_prob
+        # An untrained model needs log 2 nats a pixel; ten thousand times as many are no slow start.
+        limit = 1e4 * np.prod(self.model.image_shape) if bernoulli else np.inf
+        if not abs(logs["loss"]) < limit:  # also catches NaN, which compares false
             raise FloatingPointError(
-                f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']}. Lower the learning rate, look "
+                f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']:.3g}. Lower the learning rate, look "
                 "for NaN and values outside [0, 1] in the data, and start from a new model: these weights are lost."
             )
-        if logs["reconstruction_loss"] < 0 and type(self.model).log_prob is VAE.log_prob:
+        if logs["reconstruction_loss"] < 0 and bernoulli:
             raise ValueError("The reconstruction loss is negative: the data set holds values outside [0, 1].")
 
 

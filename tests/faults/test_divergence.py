@@ -22,7 +22,7 @@ class Count(keras.callbacks.Callback):
 def diverge(vae, data, **options):
     count = Count()
     with pytest.raises(
-        FloatingPointError, match=r"diverged: the loss of epoch \d+ is (nan|-?inf)\. Lower the learning"
+        FloatingPointError, match=r"diverged: the loss of epoch \d+ is (nan|-?inf|-?[\d.e+]+)\. Lower the learning"
     ):
         vae.fit(data, epochs=30, callbacks=count, verbose=0, **options)
     return count.epochs
@@ -33,7 +33,7 @@ def test_a_learning_rate_of_ten(digits, tried, options):
     keras.utils.set_random_seed(0)
     vae = dense_vae(hidden=(16,))
     vae.compile(keras.optimizers.Adam(10.0), **options)
-    assert diverge(vae, digits.x_train[:512]) <= 2
+    assert diverge(vae, digits.x_train[:256]) <= 2
     tried()
 
 
@@ -43,7 +43,7 @@ def test_a_learning_rate_of_ten_at_full_size(digits, tried, optimizer, build):
     keras.utils.set_random_seed(0)
     vae = build()
     vae.compile(getattr(keras.optimizers, optimizer)(10.0), jit_compile=False)
-    assert diverge(vae, digits.x_train[:256], validation_data=digits.x_test[:64]) <= 2
+    assert diverge(vae, digits.x_train[:128], validation_data=digits.x_test[:32]) <= 2
     tried()
 
 
