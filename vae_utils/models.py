@@ -366,8 +366,8 @@ class _StopAtDivergence(keras.callbacks.Callback):
         limit = 1e4 * np.prod(self.model.image_shape) if bernoulli else np.inf
         if not abs(logs["loss"]) < limit:  # also catches NaN, which compares false
             raise FloatingPointError(
-                f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']:.3g}. Lower the learning rate, look "
-                "for NaN and values outside [0, 1] in the data, and start from a new model: these weights are lost."
+                f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']:.3g}. Lower the learning rate, "
+                "look for NaN and values outside [0, 1] in the data, and start from a new model: this one is lost."
             )
         if logs["reconstruction_loss"] < 0 and bernoulli:
             raise ValueError("The reconstruction loss is negative: the data set holds values outside [0, 1].")

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.faults
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LEAKS = {
-    "a path": r"(?<![\w./~-])/(home|root|Users|work|mnt|tmp|var|opt|private)/\w|[A-Z]:\\\\?Users|site-packages",
+    "a path": r"(?<![\w./~-])/(home|root|Users|work|mnt|tmp|var|opt|private)/[\w.]|[A-Z]:\\\\?Users|site-packages",
     "a temporary file": r"ipykernel_\d",
     "an address": r"\b(?!127\.0\.0\.1)(?:10|127|172|192)(?:\.\d{1,3}){3}\b|\blocalhost:\d+",
     "a mail address": r"[\w.+-]+@(?!main\b)[\w-]+\.[a-z]{2,}",
@@ -21,7 +21,7 @@ LEAKS = {
     "a secret": r"(?i)\b(password|passwd|api[_-]?key|secret|access[_-]?token)\b\s*[=:]\s*[\"']?\w{6,}",
 }
 METADATA = {"kernelspec", "language_info", "vae_utils", "jupytext"}
-CELL_METADATA = {"tags", "mystnb", "nbgrader"}
+CELL_METADATA = {"tags", "mystnb", "nbgrader", "lines_to_next_cell"}
 
 
 def leaks(notebook):
