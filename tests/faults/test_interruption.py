@@ -1,8 +1,8 @@
 """Interruption: killed and resumed, a training ends as if nothing had happened, as far as Keras allows.
 
 `BackupAndRestore` restores the weights, the optimizer and the epoch; `Sampling` saves its noise with the weights. The
-order in which `fit` shuffles an array is drawn from a generator inside TensorFlow that nothing saves: a resumed run
-starts again with the first epoch's order.
+order in which `fit` shuffles an array follows from `keras.utils.set_random_seed`, and is the same in every epoch. A
+`tf.data.Dataset` that shuffles anew in every epoch starts again with the first epoch's order: nothing saves that.
 """
 
 import json
@@ -18,6 +18,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
 from vae_utils.models import dense_vae
@@ -97,40 +98,45 @@ def test_a_backup_that_was_being_written_is_not_the_end(uninterrupted, tmp_path,
     tried()
 
 
-def test_what_keras_does_not_restore_is_the_order_alone(uninterrupted, tmp_path, tried):
-    """The difference comes from shuffling: without it, the test above found none."""
+def test_killed_and_resumed_with_shuffling(uninterrupted, tmp_path, tried):
     folder = tmp_path / "run"
     kill_in(folder, 3, 0.1, "shuffle")
     epoch, _ = state(folder)
     assert 0 < epoch < EPOCHS
     _, steps, digest = finish(start(folder, "shuffle"))
-    assert steps == uninterrupted["shuffle"][1], "as many steps"
-    assert digest != uninterrupted["shuffle"][2], "Keras now restores the order: say so on the page of promises"
+    assert (steps, digest) == uninterrupted["shuffle"][1:]
+    assert digest != uninterrupted["in order"][2], "it was shuffled"
     tried()
 
 
-def test_the_order_starts_again_with_the_first_epochs():
-    orders = []
+def orders(make, epochs, initial_epoch):
+    """The order of the images in each epoch of a training."""
+    keras.utils.set_random_seed(1)
+    vae = dense_vae((1, 1, 1), hidden=(2,))
+    vae.compile("sgd", run_eagerly=True)
+    seen = []
+    loss = vae.compute_loss
 
-    def record(epochs, initial_epoch):
-        keras.utils.set_random_seed(1)
-        vae = dense_vae((1, 1, 1), hidden=(2,))
-        vae.compile("sgd", run_eagerly=True)
-        seen = []
-        loss = vae.compute_loss
+    def watch(*args, **kwargs):
+        seen.extend(np.ravel(args[0] if args else kwargs["x"]))
+        return loss(*args, **kwargs)
 
-        def watch(*args, **kwargs):
-            seen.extend(np.ravel(args[0] if args else kwargs["x"]))
-            return loss(*args, **kwargs)
+    vae.compute_loss = watch
+    x = (np.arange(32) / 32).astype("f").reshape(-1, 1, 1, 1)
+    vae.fit(make(x), batch_size=None, epochs=epochs, initial_epoch=initial_epoch, verbose=0)
+    return np.reshape(seen, (epochs - initial_epoch, 32)).tolist()
 
-        vae.compute_loss = watch
-        x = (np.arange(32) / 32).astype("f").reshape(-1, 1, 1, 1)
-        vae.fit(x, batch_size=8, epochs=epochs, initial_epoch=initial_epoch, verbose=0)
-        orders.append(np.reshape(seen, (epochs - initial_epoch, 32)).tolist())
 
-    record(3, 0)
-    record(3, 1)
-    assert orders[1] == orders[0][:2] != orders[0][1:]
+def test_an_array_has_one_order_and_a_data_set_begins_anew(tried):
+    whole, resumed = orders(np.array, 3, 0), orders(np.array, 3, 1)
+    assert whole[1:] == resumed and whole[0] == whole[1] != sorted(whole[0])
+
+    def shuffled(x):
+        return tf.data.Dataset.from_tensor_slices(x).shuffle(32, seed=2).batch(8)
+
+    whole, resumed = orders(shuffled, 3, 0), orders(shuffled, 3, 1)
+    assert resumed == whole[:2] != whole[1:], "Keras or TensorFlow now restores the order: say so among the promises"
+    tried(2)
 
 
 def test_without_the_noise_the_weights_would_differ(tmp_path, monkeypatch, tried):
