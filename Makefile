@@ -8,10 +8,12 @@ NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help venv lab test verify notebooks weights benchmark lint lock slug clean
+OLDEST := .venv-oldest
+
+.PHONY: help venv lab test faults test-oldest test-repeat verify notebooks book book-serve pdf weights benchmark lint lock slug clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -23,9 +25,21 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 	$(BIN)/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(NBVAL)
 
-verify: venv  ## every notebook at full length on real MNIST
+faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
+	$(BIN)/python -m pytest tests -m faults
+
+test-oldest:  ## unit tests and quick notebooks on the oldest supported versions, in an environment of their own
+	test -x $(OLDEST)/bin/jupyter || { $${PYTHON:-python3} -m venv $(OLDEST) && $(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
+		-c tests/oldest.txt -e ".[$(EXTRAS)]"; }
+	$(OLDEST)/bin/python -m pytest tests
+	VAE_UTILS_QUICK=1 $(subst $(BIN),$(OLDEST)/bin,$(NBVAL))
+
+test-repeat: venv  ## every notebook twice in quick mode: the same outputs and the same weights (ONLY=04)
+	VAE_UTILS_QUICK=1 $(BIN)/python tools/repeat_notebooks.py $(ONLY)
+
+verify: venv  ## every notebook at full length on real MNIST, and the faults
 	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
-	$(BIN)/python -m pytest tests -m mnist
+	$(BIN)/python -m pytest tests -m "mnist or faults"
 	VAE_UTILS_QUICK= $(NBVAL)
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
@@ -50,7 +64,7 @@ slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
 	$(BIN)/python tools/set_slug.py $(SLUG)
 
 clean:  ## remove .venv, caches and everything built
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache book/_build
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache book/_build
 	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 comma := ,
