@@ -3,12 +3,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,notebooks,dev
+EXTRAS := cpu,notebooks,dev,book
 NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help venv lab test verify notebooks lint lock slug clean
+.PHONY: help venv lab test verify notebooks book book-serve pdf lint lock slug clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,17 @@ verify: venv  ## every notebook at full length on real MNIST
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
 	VAE_UTILS_QUICK= $(BIN)/python tools/build_notebooks.py $(ONLY)
+
+book: venv  ## build the web book in book/_build/html from the executed notebooks
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html -c book -d book/_build/doctrees . book/_build/html
+	@echo "Open book/_build/html/index.html"
+
+book-serve: book  ## open the book in your browser, at localhost:8000
+	$(BIN)/python -m webbrowser http://localhost:8000
+	$(BIN)/python -m http.server 8000 --bind localhost --directory book/_build/html
+
+pdf: book  ## print each chapter to book/_build/pdf
+	$(BIN)/python -m tools.print_book
 
 lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
 	$(BIN)/ruff check .
