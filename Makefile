@@ -32,6 +32,7 @@ notebooks: venv  ## bring notebooks up to date with their .py and execute them i
 	VAE_UTILS_QUICK= $(BIN)/python tools/build_notebooks.py $(ONLY)
 
 book: venv  ## build the web book in book/_build/html from the executed notebooks
+	@rm -rf book/_build
 	$(BIN)/sphinx-build -W --keep-going --quiet -b html -c book -d book/_build/doctrees . book/_build/html
 	@echo "Open book/_build/html/index.html"
 

@@ -18,7 +18,7 @@ UNUSED_ICONS = "_static/scripts/fontawesome.js"
 
 def chapter_map():
     """Return a table of the chapters with the time that each takes."""
-    rows = ["| | chapter | to read | to run |", "|---|---|---|---|"]
+    rows = ["| no. | chapter | to read | to run |", "|---|---|---|---|"]
     total = 0
     for number, path in NOTEBOOKS.items():
         notebook = nbformat.read(path, as_version=4)
@@ -45,7 +45,7 @@ def number_tables():
 
 
 def number_table(rows):
-    lines = ["| model, set-up | published | here | |", "|---|---|---|---|"]
+    lines = ["| model, set-up | published | here | label |", "|---|---|---|---|"]
     for row in rows:
         ours = "—"
         if "pattern" in row:

@@ -40,9 +40,10 @@ numfig_format = {"figure": "Figure %s"}
 
 default_role = "code"
 autodoc_member_order = "bysource"
+add_module_names = False
 autodoc_inherit_docstrings = False
 autodoc_default_options = {"members": True}
-napoleon_numpy_docstring = False
+napoleon_numpy_docstring = napoleon_use_rtype = False
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 copybutton_selector = "div.cell_input div.highlight pre, div.highlight-python pre, div.highlight-default pre"
@@ -55,19 +56,19 @@ html_extra_path = ["_root"]
 html_css_files = ["book.css"]
 html_js_files = [("book.js", {"defer": "defer"})]
 html_favicon = "_static/favicon.png"
-html_domain_indices = False
+html_domain_indices = html_use_index = False
 html_sourcelink_suffix = ""
 html_theme_options = {
     "repository_url": REPOSITORY,
     "use_repository_button": True,
     "use_download_button": False,  # every chapter has its own, beside Colab and Kaggle
     "use_fullscreen_button": False,
-    "home_page_in_toc": True,
     "navbar_persistent": [],
     "show_toc_level": 2,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}
 ogp_site_url = SITE
 ogp_image = f"{SITE}_static/card.png"
 ogp_image_alt = "A grid of handwritten digits that turn into one another, beside the title of the book"
@@ -77,5 +78,4 @@ ogp_social_cards = {"enable": False}
 mathjax_path = "mathjax/startup.js"
 mathjax3_config = {
     "loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]},
-    "options": {"enableMenu": False},
 }
