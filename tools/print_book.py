@@ -20,8 +20,11 @@ PREPARE = """async () => {
     pictures.forEach((picture) => (picture.loading = "eager"));
     await Promise.all(pictures.map((picture) => picture.decode()));
     await window.MathJax?.startup.promise;
-    for (const box of document.querySelectorAll("div.math"))
-        for (let size = 98; box.scrollWidth > box.clientWidth && size > 40; size -= 2) box.style.fontSize = `${size}%`;
+    const page = document.querySelector("article").getBoundingClientRect();
+    for (const box of document.querySelectorAll(".math")) {
+        const isWide = () => box.firstElementChild.getBoundingClientRect().right > page.right + 1;
+        for (let size = 98; isWide() && size > 40; size -= 2) box.style.fontSize = `${size}%`;
+    }
 }"""
 
 

@@ -1,7 +1,7 @@
 "use strict";
 
 // From file://, a page may not read another page, so search shows titles without excerpts.
-if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 
 // What scrolls sideways can be scrolled with the keyboard.
 function makeScrollable() {
