@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
+PORT ?= 8000
 EXTRAS := cpu,notebooks,dev,book
 NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
@@ -11,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 .PHONY: help venv lab test verify notebooks book book-serve pdf lint lock slug clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -23,9 +24,11 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 	$(BIN)/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(NBVAL)
 
-verify: venv  ## every notebook at full length on real MNIST
+verify: venv  ## every notebook at full length on real MNIST, the book in a browser
 	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
 	$(BIN)/python -m pytest tests -m mnist
+	$(MAKE) --no-print-directory book
+	$(BIN)/python -m pytest tests/test_book.py -m book
 	VAE_UTILS_QUICK= $(NBVAL)
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
@@ -36,16 +39,16 @@ book: venv  ## build the web book in book/_build/html from the executed notebook
 	$(BIN)/sphinx-build -W --keep-going --quiet -b html -c book -d book/_build/doctrees . book/_build/html
 	@echo "Open book/_build/html/index.html"
 
-book-serve: book  ## open the book in your browser, at localhost:8000
-	$(BIN)/python -m webbrowser http://localhost:8000
-	$(BIN)/python -m http.server 8000 --bind localhost --directory book/_build/html
+book-serve: book  ## open the book in your browser, at localhost:8000 (another port: PORT=8001)
+	$(BIN)/python -m webbrowser http://localhost:$(PORT)
+	$(BIN)/python -m http.server $(PORT) --bind localhost --directory book/_build/html
 
 pdf: book  ## print each chapter to book/_build/pdf
 	$(BIN)/python -m tools.print_book
 
 lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check vae_utils tests tools
+	$(BIN)/ruff format --check vae_utils tests tools book
 
 lock: venv  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \

@@ -1,4 +1,4 @@
-"""What the book needs beyond Sphinx: buttons, numbered equations and their links, and numbers read from the notebooks."""
+"""What the book needs beyond Sphinx: buttons, equations to link to, and numbers read from the notebooks."""
 
 import re
 import struct

@@ -25,7 +25,14 @@ VIEWS = [(width, theme) for width in (360, 1280) for theme in ("light", "dark")]
 VIEW_NAMES = [f"{width}-{theme}" for width, theme in VIEWS]
 
 #: Faults of the theme or of Sphinx that axe-core reports, and why we leave them.
-KNOWN_FAULTS = {}
+KNOWN_FAULTS = {
+    "region": "the theme's side bar keeps the book's title outside its landmarks",
+    "aria-allowed-role": "docutils gives each entry of a bibliography a role for books",
+    "aria-deprecated-role": "the same role, deprecated since docutils chose it",
+    "aria-required-children": "docutils puts links beside the entries of a bibliography's list",
+}
+#: Equations are left out: their inside is MathJax' own, thousands of elements, hidden from readers of MathML.
+AXE_CONTEXT = {"exclude": [["mjx-container"]]}
 
 SETTLE = "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }"
 LOAD_PICTURES = """async () => {
@@ -147,7 +154,7 @@ def test_axe_finds_nothing(browser, server, view):
     faults = {}
     for path in PAGES + OTHER_PAGES:
         go(page, f"{server}/{path}")
-        found = Axe().run(page).response["violations"]
+        found = Axe().run(page, AXE_CONTEXT).response["violations"]
         found = {
             fault["id"]: [node["html"][:200] for node in fault["nodes"]]
             for fault in found
@@ -196,7 +203,9 @@ def test_links_resolve(links):
 def test_a_chapter_opens_elsewhere(links, name):
     hrefs = links[f"notebooks/{name}.html"][1]
     notebook = f"{current_slug()}/blob/main/notebooks/{name}.ipynb"
-    assert [href for href in hrefs if "colab.research" in href] == [f"https://colab.research.google.com/github/{notebook}"]
+    assert [href for href in hrefs if "colab.research" in href] == [
+        f"https://colab.research.google.com/github/{notebook}"
+    ]
     assert [href for href in hrefs if "kaggle.com" in href] == [
         f"https://kaggle.com/kernels/welcome?src=https://github.com/{notebook}"
     ]

@@ -64,7 +64,7 @@ def print_page(page, path):
         margin=dict.fromkeys(("top", "right", "bottom", "left"), margin),
         display_header_footer=True,
         header_template="<span></span>",
-        footer_template='<div style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></div>',
+        footer_template='<p style="font-size: 8px; margin: auto"><span class="pageNumber"></span></p>',
     )
 
 

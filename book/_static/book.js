@@ -5,12 +5,8 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") 
 
 // What scrolls sideways can be scrolled with the keyboard.
 function makeScrollable() {
-  for (const box of document.querySelectorAll("div.math, .pst-scrollable-table-container, div.highlight pre, .output pre")) {
-    if (box.scrollWidth > box.clientWidth) {
-      box.tabIndex = 0;
-      box.role = "region";
-      box.ariaLabel = "scrolls sideways";
-    }
+  for (const box of document.querySelectorAll(".math, .pst-scrollable-table-container, div.highlight pre, .output pre")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   }
 }
 addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(makeScrollable));
