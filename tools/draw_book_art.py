@@ -45,10 +45,10 @@ def draw_card(mosaic, path):
 
 
 def main():
-    vae = load_pretrained("conv-2d")
+    vae = load_pretrained("dense-2d")
     save_grey(decode_grid(vae, SIDE, LIMIT), STATIC / "explorer.png")
     draw_card(decode_grid(vae, 15, 2.0), STATIC / "card.png")
-    digit = 1 - vae.decode([[0.0, 0.0]])[0, :, :, 0]
+    digit = 1 - vae.decode([[-0.8, -0.4]])[0, :, :, 0]
     save_grey(np.kron(digit, np.ones((2, 2))), STATIC / "favicon.png")
 
 

@@ -21,8 +21,8 @@ function startExplorer(figure) {
     <div class="plane"><span class="point"></span></div>
     <div class="panel">
       <canvas width="${TILE}" height="${TILE}" role="img"></canvas>
-      <label>z₀ <input type="range" min="${-LIMIT}" max="${LIMIT}" step="0.05" value="0"></label>
-      <label>z₁ <input type="range" min="${-LIMIT}" max="${LIMIT}" step="0.05" value="0"></label>
+      <label>z₀ <input type="range" min="${-LIMIT}" max="${LIMIT}" step="0.05" value="-0.8"></label>
+      <label>z₁ <input type="range" min="${-LIMIT}" max="${LIMIT}" step="0.05" value="-0.4"></label>
       <p>Drag over the grid, or move a slider.</p>
     </div>`;
   figure.prepend(stage);
