@@ -10,7 +10,7 @@ from docutils import nodes
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
-UNUSED_ICONS = "_static/scripts/fontawesome.js"
+ICON_SCRIPT = "_static/scripts/fontawesome.js"
 
 
 # Pages that are written from the notebooks, through {{ substitutions }}
@@ -149,7 +149,7 @@ def linked(builder, docname, text, equations):
 
 
 def on_build_finished(app, exception):
-    """Leave out source maps, and 1.5 MB of icons of which book.css draws the ten that we show."""
+    """Leave out source maps, and 1.5 MB of icons that the theme's style sheet and font draw as well."""
     static = Path(app.outdir) / "_static"
     for path in static.rglob("*.map"):
         path.unlink()
@@ -157,7 +157,7 @@ def on_build_finished(app, exception):
         text = path.read_text("utf-8")
         if "sourceMappingURL" in text[-200:]:
             path.write_text(text[: text.rindex("//# sourceMappingURL")], "utf-8")
-    (Path(app.outdir) / UNUSED_ICONS).write_text("", "utf-8")
+    (Path(app.outdir) / ICON_SCRIPT).write_text("", "utf-8")
 
 
 def on_config_inited(app, config):

@@ -335,7 +335,7 @@ def test_buttons_show_their_icons(browser, server):
     page = new_page(browser, server, 360)
     go(page, f"{server}/{PAGES[-1]}")
     blank = page.evaluate(
-        """() => [...document.querySelectorAll("[class*='fa-solid'], [class*='fa-brands']")]
+        """() => [...document.querySelectorAll("[class*='fa-solid'], .fab")]
             .filter((icon) => icon.offsetWidth && !/^"./.test(getComputedStyle(icon, "::before").content))
             .map((icon) => icon.className)"""
     )

@@ -39,10 +39,8 @@ def find_browser():
 
 @contextmanager
 def open_browser():
-    # Chromium refuses to run as root with its sandbox; the pages are our own.
-    arguments = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
+        browser = playwright.chromium.launch(executable_path=find_browser())
         yield browser
         browser.close()
 
