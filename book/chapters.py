@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
+from sphinx.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
@@ -54,7 +55,7 @@ def number_table(rows):
             ours += f"; {row['differs']}" if "differs" in row else ""
         label = row["label"]
         if label not in ("reproduced", "scaled", "quoted") or (label == "quoted") != (ours == "—"):
-            raise ValueError(f"numbers.toml: {row['setup']} is labelled {label}")
+            raise ConfigError(f"numbers.toml: {row['setup']} is labelled {label}")
         lines.append(f"| {row['setup']} | {row['published']} | {ours} | *{label}* |")
     return "\n".join(lines)
 
@@ -65,7 +66,7 @@ def find_output(path, pattern):
     text = "\n".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
     found = re.findall(pattern, text, re.MULTILINE)
     if len(found) != 1:
-        raise ValueError(f"numbers.toml: {pattern!r} matches {len(found)} times in {path.name}")
+        raise ConfigError(f"numbers.toml: {pattern!r} matches {len(found)} times in {path.name}")
     return found[0]
 
 
