@@ -34,7 +34,11 @@ KNOWN_FAULTS = {
 #: Equations are left out: their inside is MathJax' own, thousands of elements, hidden from readers of MathML.
 AXE_CONTEXT = {"exclude": [["mjx-container"]]}
 
-SETTLE = "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }"
+SETTLE = """async () => {
+    await window.MathJax?.startup?.promise;
+    await document.fonts.ready;
+    for (const change of document.getAnimations()) change.finish(); // colours fade in, and would be measured halfway
+}"""
 LOAD_PICTURES = """async () => {
     for (const picture of document.images) picture.loading = "eager";
     await Promise.all([...document.images].map((picture) => picture.decode().catch(() => {})));
