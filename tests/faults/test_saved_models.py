@@ -124,7 +124,7 @@ def unsafe(source):
             arguments.get("safe_mode", "True") != "True"
             or name.endswith("enable_unsafe_deserialization")
             or arguments.get("allow_pickle", "False") != "False"
-            or name in ("pickle.load", "pickle.loads", "joblib.load", "torch.load", "np.load", "numpy.load")
+            or name in ("pickle.load", "pickle.loads", "joblib.load", "torch.load")
         ):
             lines.append(node.lineno)
     return lines
