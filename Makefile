@@ -3,15 +3,18 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,notebooks,dev
+PORT ?= 8000
+EXTRAS := cpu,notebooks,dev,book
 NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help venv lab test verify notebooks weights benchmark lint lock slug clean
+OLDEST := .venv-oldest
+
+.PHONY: help venv lab test faults test-oldest test-repeat verify notebooks book book-serve pdf weights benchmark lint lock slug clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -23,13 +26,39 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 	$(BIN)/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(NBVAL)
 
-verify: venv  ## every notebook at full length on real MNIST
+faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
+	$(BIN)/python -m pytest tests -m faults
+
+test-oldest:  ## unit tests and quick notebooks on the oldest supported versions, in an environment of their own
+	test -x $(OLDEST)/bin/jupyter || { $${PYTHON:-python3} -m venv $(OLDEST) && $(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
+		-c tests/oldest.txt -e ".[cpu,notebooks,dev]"; }
+	$(OLDEST)/bin/python -m pytest tests
+	VAE_UTILS_QUICK=1 $(subst $(BIN),$(OLDEST)/bin,$(NBVAL))
+
+test-repeat: venv  ## every notebook twice in quick mode: the same outputs and the same weights (ONLY=04)
+	VAE_UTILS_QUICK=1 $(BIN)/python tools/repeat_notebooks.py $(ONLY)
+
+verify: venv  ## every notebook at full length on real MNIST, the faults, the book in a browser
 	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
-	$(BIN)/python -m pytest tests -m mnist
+	$(BIN)/python -m pytest tests -m "mnist or faults"
+	$(MAKE) --no-print-directory book
+	$(BIN)/python -m pytest tests/test_book.py -m book
 	VAE_UTILS_QUICK= $(NBVAL)
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
 	VAE_UTILS_QUICK= $(BIN)/python tools/build_notebooks.py $(ONLY)
+
+book: venv  ## build the web book in book/_build/html from the executed notebooks
+	@rm -rf book/_build
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html -c book -d book/_build/doctrees . book/_build/html
+	@echo "Open book/_build/html/index.html"
+
+book-serve: book  ## open the book in your browser, at localhost:8000 (another port: PORT=8001)
+	$(BIN)/python -m webbrowser http://localhost:$(PORT)
+	$(BIN)/python -m http.server $(PORT) --bind localhost --directory book/_build/html
+
+pdf: book  ## print each chapter to book/_build/pdf
+	$(BIN)/python -m tools.print_book
 
 weights: venv  ## train the models that ship with vae_utils anew (ONLY=conv-2d; half an hour)
 	$(BIN)/python tools/train_weights.py $(ONLY)
@@ -39,7 +68,7 @@ benchmark: venv  ## speed beside the published recipes: a table, results.json, a
 
 lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check vae_utils tests tools benchmarks
+	$(BIN)/ruff format --check vae_utils tests tools benchmarks book
 
 lock: venv  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \
@@ -50,7 +79,7 @@ slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
 	$(BIN)/python tools/set_slug.py $(SLUG)
 
 clean:  ## remove .venv, caches and everything built
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache book/_build
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache book/_build
 	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 comma := ,

@@ -188,7 +188,8 @@ def test_a_callback_changes_beta_during_training(images, options):
             seen.append((logs["loss"] - logs["reconstruction_loss"]) / logs["kl_loss"])
 
     vae.fit(images, batch_size=50, epochs=3, callbacks=[WarmUp()], verbose=0)
-    np.testing.assert_allclose(seen, [0, 1, 2], atol=2e-3)
+    # The quotient of a difference of losses near 500, rounded to 3e-5 each, and a KL that may be 0.01.
+    np.testing.assert_allclose(seen, [0, 1, 2], atol=2e-2)
 
 
 def test_early_stopping_restores_the_best_weights(vae, images):

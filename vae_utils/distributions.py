@@ -1,6 +1,7 @@
 """Log-densities and divergences, one value per example, in nats."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -18,7 +19,7 @@ def gaussian_log_prob(z, mean, log_var):
         Nats, shape `(...)`: the log-densities summed over the last axis.
 
     Raises:
-        ValueError: If the last axes differ.
+        ValueError: If the last axes differ or the shapes do not broadcast.
     """
     z, mean, log_var = _tensors(z=z, mean=mean, log_var=log_var)
     log_two_pi = 1.8378770664093453
@@ -40,7 +41,7 @@ def gaussian_kl(z_mean, z_log_var):
         Nats, shape `(...)`, never negative.
 
     Raises:
-        ValueError: If the last axes differ.
+        ValueError: If the last axes differ or the shapes do not broadcast.
 
     Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, appendix B; derived in chapter 02.
     """
@@ -68,7 +69,7 @@ def bernoulli_log_prob(x, logits):
     Raises:
         ValueError: If `x` and `logits` differ in rank, or in a size from the second axis on.
     """
-    x, logits = to_tensors(x, logits)
+    x, logits = to_tensors(x=x, logits=logits)
     if len(x.shape) < 2 or tuple(x.shape[1:]) != tuple(logits.shape[1:]):
         raise ValueError(
             "`x` and `logits` must have the same shape (batch, ...). "
@@ -78,16 +79,26 @@ def bernoulli_log_prob(x, logits):
     return ops.sum(x * logits - ops.softplus(logits), axis=tuple(range(1, len(x.shape))))
 
 
-def to_tensors(*values):
-    """Convert to tensors of one floating-point type, the widest among them."""
-    tensors = [ops.convert_to_tensor(value) for value in values]
-    dtype = keras.backend.result_type(float, *[tensor.dtype for tensor in tensors])
+def to_tensors(**named):
+    """Convert to tensors of the widest floating-point type among them; raise unless their shapes broadcast."""
+    try:
+        tensors = [ops.convert_to_tensor(value) for value in named.values()]
+        dtype = keras.backend.result_type(float, *[tensor.dtype for tensor in tensors])
+        if "complex" in dtype:
+            raise ValueError(f"dtype {dtype}")
+        # A size that is not known yet counts as 1, which fits everything.
+        np.broadcast_shapes(*[[1 if size is None else size for size in tensor.shape] for tensor in tensors])
+    except (TypeError, ValueError) as error:
+        names = ", ".join(f"`{name}`" for name in named)
+        raise ValueError(
+            f"{names} must hold real numbers and must have shapes that broadcast. Received: {error}"
+        ) from error
     return [ops.cast(tensor, dtype) for tensor in tensors]
 
 
 def _tensors(**named):
     """Convert to tensors; raise if their last axes cannot belong together."""
-    tensors = to_tensors(*named.values())
+    tensors = to_tensors(**named)
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if any(not shape or shape[-1] != shapes[0][-1] for shape in shapes):
         received = ", ".join(f"{name}.shape={shape}" for name, shape in zip(named, shapes, strict=True))

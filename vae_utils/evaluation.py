@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from vae_utils.data import check_pixels, check_sizes
 from vae_utils.distributions import gaussian_kl, gaussian_log_prob
 from vae_utils.layers import reparameterize
 from vae_utils.models import VAE
@@ -84,14 +85,16 @@ def grid_log_likelihood(vae, x, points=500, limit=5.0):
         Nats, float64 of shape `(n,)`.
 
     Raises:
-        ValueError: If the model has not two latent dimensions, or the images do not fit it.
+        ValueError: If the model has not two latent dimensions, the images do not fit it, or there is no such grid.
     """
     if type(vae).log_prob is not VAE.log_prob:
         raise ValueError("The grid is for the Bernoulli likelihood. Received: a VAE with another `log_prob`")
     if vae.latent_dim != 2:
         raise ValueError(f"The grid is for 2 latent dimensions. Received: {vae.latent_dim}")
-    vae.check_images(x)
-    pixels = np.asarray(x, "float32").reshape(len(x), -1)
+    check_sizes(points=points)
+    if not 0 < limit < np.inf:
+        raise ValueError(f"`limit` must be positive and finite. Received: {limit}")
+    pixels = _images(vae, x).reshape(len(x), -1)
     step = 2 * limit / points
     axis = -limit + step * (np.arange(points) + 0.5)
     z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype("float32")
@@ -120,11 +123,11 @@ def reconstruction_floor(x):
         Nats, shape `(n,)`.
 
     Raises:
-        ValueError: If a pixel is outside [0, 1].
+        ValueError: If a pixel is outside [0, 1], or there is none.
     """
-    x = np.asarray(x, "float64")
-    if x.size == 0 or not np.all((x >= 0) & (x <= 1)):
-        raise ValueError("Images must lie in [0, 1], and there must be at least one.")
+    x = check_pixels(x).astype("float64")
+    if x.size == 0 or x.ndim == 0:
+        raise ValueError(f"There must be at least one image, of pixels in [0, 1]. Received: shape {x.shape}")
     entropy = np.zeros_like(x)
     for p in (x, 1 - x):
         entropy -= p * np.log(np.where(p > 0, p, 1))
@@ -133,12 +136,9 @@ def reconstruction_floor(x):
 
 def _accumulate(add, term, vae, x, num_samples, seed):
     """Combine `term(x, z_mean, z_log_var, z)` over `num_samples` draws of z, by NumPy's ufunc `add`; shape `(n,)`."""
-    if not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
-        raise ValueError(f"`num_samples` must be a positive integer. Received: {num_samples!r}")
-    if not hasattr(x, "__array__"):
-        raise ValueError(f"`x` must be an array of images. Received: {type(x).__name__}")
+    check_sizes(num_samples=num_samples)
+    x = _images(vae, x)
     z_mean, z_log_var = vae.encode(x)
-    x = np.asarray(x, "float32")
     generator = keras.random.SeedGenerator(seed)
     total = np.full(len(x), add.identity, "float64")
     for rows in _slices(len(x)):
@@ -151,6 +151,13 @@ def _accumulate(add, term, vae, x, num_samples, seed):
             values = add.reduce(values.reshape(repeats, n).astype("float64"), axis=0)
             total[rows] = add(total[rows], values)
     return total
+
+
+def _images(vae, x):
+    vae.check_images(x)
+    if not hasattr(x, "__array__"):
+        raise ValueError(f"`x` must be an array of images. Received: {type(x).__name__}")
+    return np.asarray(x, "float32")
 
 
 def _slices(n, size=_ROWS):

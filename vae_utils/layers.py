@@ -1,7 +1,6 @@
 """The reparameterization trick, as a function of explicit noise and as a layer that draws its own."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from vae_utils.distributions import to_tensors
@@ -26,16 +25,7 @@ def reparameterize(z_mean, z_log_var, epsilon):
 
     Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, section 2.4; derived in chapter 01.
     """
-    z_mean, z_log_var, epsilon = to_tensors(z_mean, z_log_var, epsilon)
-    shapes = [tuple(tensor.shape) for tensor in (z_mean, z_log_var, epsilon)]
-    try:
-        # A size that is not known yet counts as 1, which fits everything.
-        np.broadcast_shapes(*[[1 if size is None else size for size in shape] for shape in shapes])
-    except ValueError:
-        raise ValueError(
-            "`z_mean`, `z_log_var` and `epsilon` must have shapes that broadcast. "
-            f"Received: {shapes[0]}, {shapes[1]} and {shapes[2]}"
-        ) from None
+    z_mean, z_log_var, epsilon = to_tensors(z_mean=z_mean, z_log_var=z_log_var, epsilon=epsilon)
     return z_mean + ops.exp(0.5 * z_log_var) * epsilon
 
 
@@ -63,8 +53,9 @@ class Sampling(keras.layers.Layer):
     def call(self, inputs):
         if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
             raise ValueError(f"`Sampling` is called on [z_mean, z_log_var]. Received: {inputs}")
-        z_mean, z_log_var = inputs
-        if len(z_mean.shape) != len(z_log_var.shape) or z_mean.shape[-1] != z_log_var.shape[-1]:
+        z_mean, z_log_var = to_tensors(z_mean=inputs[0], z_log_var=inputs[1])
+        known = [pair for pair in zip(z_mean.shape, z_log_var.shape, strict=False) if None not in pair]
+        if len(z_mean.shape) != len(z_log_var.shape) or any(a != b for a, b in known):
             raise ValueError(
                 "`z_mean` and `z_log_var` must have the same shape. "
                 f"Received: z_mean.shape={z_mean.shape}, z_log_var.shape={z_log_var.shape}"
@@ -74,6 +65,14 @@ class Sampling(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]
+
+    # The noise is saved with the weights, so that a training that was killed goes on with the noise it would have had.
+    def save_own_variables(self, store):
+        store["noise"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store):
+        if "noise" in store:  # version 0.1.0 did not save it
+            self.seed_generator.state.assign(store["noise"])
 
     def get_config(self):
         return {**super().get_config(), "seed": self.seed}

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from vae_utils.data import describe_range
+from vae_utils.data import as_numbers, check_pixels, check_sizes
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl
 from vae_utils.layers import Sampling
 
@@ -68,8 +68,8 @@ class VAE(keras.Model):
 
     @beta.setter
     def beta(self, value):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"`beta` must be finite and not negative. Received: {value}")
+        if not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < 3e38:
+            raise ValueError(f"`beta` must be a number, finite and not negative. Received: {value!r}")
         self._beta.variable.assign(value)
 
     def call(self, x, training=None):
@@ -96,27 +96,49 @@ class VAE(keras.Model):
         self.kl_tracker.update_state(kl_loss)
         return ops.mean(reconstruction_loss + self._beta.variable * kl_loss) + sum(self.losses)
 
-    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        **kwargs,
+    ):
+        """Train as `keras.Model.fit` does, and stop with a `FloatingPointError` when it diverges."""
         self.check_images(x)
-        self.check_images(_first(validation_data))
-        if y is None and kwargs.get("sample_weight") is not None:
-            y = x  # Keras drops the weights where there is no target
-        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        if validation_data is not None:
+            self.check_images(_first(validation_data))
+        check_sizes(batch_size=1 if batch_size is None else batch_size, epochs=epochs)
+        if not 0 <= validation_split < 1:
+            raise ValueError(f"`validation_split` must lie in [0, 1). Received: {validation_split}")
+        y = _check_weights(x, y, **kwargs)
+        callbacks = [_StopAtDivergence(), *keras.tree.flatten(callbacks or [])]
+        try:
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, **kwargs
+            )
+        finally:
+            self._initial_epoch = None  # `BackupAndRestore` leaves it, and the next `fit` would skip that many epochs
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
         self.check_images(x)
-        if y is None and kwargs.get("sample_weight") is not None:
-            y = x
+        check_sizes(batch_size=1 if batch_size is None else batch_size)
+        y = _check_weights(x, y, **kwargs)
         with self._same_noise():
-            return super().evaluate(x, y, *args, **kwargs)
+            return super().evaluate(x, y, batch_size, *args, **kwargs)
 
-    def predict(self, x, *args, **kwargs):
+    def predict(self, x, batch_size=None, *args, **kwargs):
         """Reconstruct images: probabilities of the images' shape, decoded from `z_mean`.
 
         Takes `keras.Model.predict`'s arguments.
         """
         self.check_images(x)
-        return self._reconstructor.predict(x, *args, **kwargs)
+        check_sizes(batch_size=1 if batch_size is None else batch_size)
+        return self._reconstructor.predict(x, batch_size, *args, **kwargs)
 
     def predict_on_batch(self, x):
         """`predict` for one batch."""
@@ -134,14 +156,17 @@ class VAE(keras.Model):
             `(z_mean, z_log_var)`, arrays of shape `(n, latent_dim)`.
 
         Raises:
-            ValueError: If an array of images has another shape or leaves [0, 1].
+            ValueError: If images have another shape or leave [0, 1].
         """
         self.check_images(x)
-        batches = _batches(x, batch_size) if hasattr(x, "__array__") else map(_first, x)
-        outputs = [self.encoder(batch, training=False)[:2] for batch in batches]
-        return tuple(
-            np.concatenate([ops.convert_to_numpy(batch) for batch in output]) for output in zip(*outputs, strict=True)
-        )
+        check_sizes(batch_size=batch_size)
+        outputs = []
+        for batch in _batches(x, batch_size) if hasattr(x, "__array__") else map(_first, x):
+            self.check_images(batch)
+            outputs.append([ops.convert_to_numpy(output) for output in self.encoder(batch, training=False)[:2]])
+        if not outputs:
+            raise ValueError("`x` holds no batch of images.")
+        return tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
     def decode(self, z, batch_size=1_000):
         """Decode latent points, all in one call.
@@ -156,7 +181,8 @@ class VAE(keras.Model):
         Raises:
             ValueError: If `z` has another shape or holds values that are not finite.
         """
-        z = np.asarray(z, dtype="float32")
+        check_sizes(batch_size=batch_size)
+        z = as_numbers(z, "z").astype("float32")
         if z.ndim != 2 or z.shape[1] != self.latent_dim or len(z) == 0 or not np.isfinite(z).all():
             raise ValueError(
                 f"`z` must hold finite values in the shape (n, {self.latent_dim}). Received: shape {z.shape}"
@@ -177,8 +203,7 @@ class VAE(keras.Model):
         Raises:
             ValueError: If `n` is not a positive integer.
         """
-        if not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(f"`n` must be a positive integer. Received: {n!r}")
+        check_sizes(n=n)
         return self.decode(keras.random.normal((n, self.latent_dim), seed=seed))
 
     @functools.cached_property
@@ -201,18 +226,17 @@ class VAE(keras.Model):
 
     def check_images(self, x):
         """Raise `ValueError` if an array is not a batch of images for this model; let data sets pass."""
-        if isinstance(x, (list, tuple)):
-            raise ValueError(f"Pass one array of images, or a data set. Received: a {type(x).__name__}")
-        if not hasattr(x, "__array__"):  # None, data sets and generators pass
+        if not hasattr(x, "__array__"):
+            if isinstance(x, (list, tuple, dict, set, str, bytes)) or not hasattr(x, "__getitem__") | hasattr(
+                x, "__iter__"
+            ):
+                raise ValueError(f"Pass one array of images, or a data set. Received: a {type(x).__name__}")
             return
-        x = np.asarray(x)
-        if x.dtype.kind not in "biuf" and x.dtype != "bfloat16":
-            raise ValueError(f"Images must be numbers. Received: dtype {x.dtype}")
-        if x.shape[1:] != self.image_shape or len(x) == 0:
+        x = as_numbers(x)
+        if x.shape[1:] != self.image_shape or x.size == 0:
             expected = ", ".join(map(str, ("n", *self.image_shape)))
             raise ValueError(f"Images must have the shape ({expected}), n ≥ 1. Received: {x.shape}")
-        if not (x.min() >= 0 and x.max() <= 1):  # also catches NaN, which compares false
-            raise ValueError("Images must lie in [0, 1]. " + describe_range(x))
+        check_pixels(x)
 
     @contextlib.contextmanager
     def _same_noise(self):
@@ -243,16 +267,17 @@ def dense_vae(image_shape=(28, 28, 1), hidden=(256,), latent_dim=2):
 
     Source: the Keras blog's "Building Autoencoders in Keras" (2016), with He initialization in the ReLU layers.
     """
-    _check_sizes(image_shape=image_shape, hidden=hidden, latent_dim=(latent_dim,))
+    _check_lists(image_shape=image_shape, hidden=hidden)
+    check_sizes(latent_dim=latent_dim)
     x = inputs = keras.Input(image_shape)
     x = layers.Flatten()(x)
     for units in hidden:
-        x = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(x)
+        x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
     encoder = _encoder(inputs, x, latent_dim)
 
-    x = inputs = keras.Input((latent_dim,))
+    x = inputs = keras.Input((int(latent_dim),))
     for units in reversed(hidden):
-        x = layers.Dense(units, activation="relu", kernel_initializer="he_normal")(x)
+        x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
     x = layers.Dense(int(np.prod(image_shape)))(x)
     x = layers.Reshape(image_shape, name="logits")(x)
     return VAE(encoder, keras.Model(inputs, x, name="decoder"))
@@ -277,7 +302,8 @@ def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2)
 
     Source: Chollet (2020), https://keras.io/examples/generative/vae/, with He initialization in the ReLU layers.
     """
-    _check_sizes(image_shape=image_shape, filters=filters, hidden=(hidden,), latent_dim=(latent_dim,))
+    _check_lists(image_shape=image_shape, filters=filters)
+    check_sizes(hidden=hidden, latent_dim=latent_dim)
     if len(image_shape) != 3:
         raise ValueError(f"`image_shape` must be (height, width, channels). Received: {image_shape}")
     height, width, channels = image_shape
@@ -287,27 +313,22 @@ def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2)
             f"With {len(filters)} strided convolutions, height and width must be divisible by {factor}. "
             f"Received: image_shape={image_shape}"
         )
-    convolution = {
-        "kernel_size": 3,
-        "strides": 2,
-        "padding": "same",
-        "activation": "relu",
-        "kernel_initializer": "he_normal",
-    }
+    relu = {"activation": "relu", "kernel_initializer": "he_normal"}
+    convolution = {"kernel_size": 3, "strides": 2, "padding": "same", **relu}
     x = inputs = keras.Input(image_shape)
     for channels_out in filters:
-        x = layers.Conv2D(channels_out, **convolution)(x)
+        x = layers.Conv2D(int(channels_out), **convolution)(x)
     x = layers.Flatten()(x)
-    x = layers.Dense(hidden, activation="relu", kernel_initializer="he_normal")(x)
+    x = layers.Dense(int(hidden), **relu)(x)
     encoder = _encoder(inputs, x, latent_dim)
 
     smallest = (height // factor, width // factor, filters[-1] if filters else channels)
-    x = inputs = keras.Input((latent_dim,))
-    x = layers.Dense(int(np.prod(smallest)), activation="relu", kernel_initializer="he_normal")(x)
+    x = inputs = keras.Input((int(latent_dim),))
+    x = layers.Dense(int(np.prod(smallest)), **relu)(x)
     x = layers.Reshape(smallest)(x)
     for channels_out in reversed(filters):
-        x = layers.Conv2DTranspose(channels_out, **convolution)(x)
-    x = layers.Conv2DTranspose(channels, 3, padding="same", name="logits")(x)
+        x = layers.Conv2DTranspose(int(channels_out), **convolution)(x)
+    x = layers.Conv2DTranspose(int(channels), 3, padding="same", name="logits")(x)
     return VAE(encoder, keras.Model(inputs, x, name="decoder"))
 
 
@@ -338,25 +359,54 @@ def _batches(array, batch_size):
     return (array[start : start + batch_size] for start in range(0, len(array), batch_size))
 
 
+class _StopAtDivergence(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        bernoulli = type(self.model).log_prob is VAE.log_prob
+        # An untrained model needs log 2 nats a pixel; ten thousand times as many are no slow start.
+        limit = 1e4 * np.prod(self.model.image_shape) if bernoulli else np.inf
+        if not abs(logs["loss"]) < limit:  # also catches NaN, which compares false
+            raise FloatingPointError(
+                f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']:.3g}. Lower the learning rate, "
+                "look for NaN and values outside [0, 1] in the data, and start from a new model: this one is lost."
+            )
+        if logs["reconstruction_loss"] < 0 and bernoulli:
+            raise ValueError("The reconstruction loss is negative: the data set holds values outside [0, 1].")
+
+
+def _check_weights(x, y, sample_weight=None, **_):
+    """Check the examples' weights, and return a target: Keras drops the weights where there is none."""
+    if sample_weight is None or not hasattr(x, "__array__"):
+        return y
+    weights = as_numbers(sample_weight, "sample_weight")
+    if weights.shape not in ((len(x),), (len(x), 1)) or not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(
+            f"`sample_weight` must hold {len(x)} finite values, 0 or more. Received: {weights.shape}, {weights}"
+        )
+    return x if y is None else y
+
+
 def _first(batch):
-    return batch[0] if isinstance(batch, (list, tuple)) else batch
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
 
 
 def _encoder(inputs, x, latent_dim):
-    z_mean = layers.Dense(latent_dim, name="z_mean")(x)
-    z_log_var = layers.Dense(latent_dim, name="z_log_var")(x)
+    z_mean = layers.Dense(int(latent_dim), name="z_mean")(x)
+    z_log_var = layers.Dense(int(latent_dim), name="z_log_var")(x)
     z = Sampling(name="z")([z_mean, z_log_var])
     return keras.Model(inputs, [z_mean, z_log_var, z], name="encoder")
 
 
-def _check_sizes(**named):
+def _check_lists(**named):
     for name, sizes in named.items():
-        sizes_are_listed = isinstance(sizes, (list, tuple))
-        if not sizes_are_listed or not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
-            raise ValueError(f"`{name}` must hold positive integers. Received: {sizes}")
+        if not isinstance(sizes, (list, tuple)):
+            raise ValueError(f"`{name}` must be a list or a tuple of positive integers. Received: {sizes!r}")
+        for size in sizes:
+            check_sizes(**{name: size})
 
 
 def _check_parts_match(encoder, decoder):
+    if not all(getattr(part, "outputs", None) for part in (encoder, decoder)):
+        raise ValueError(f"The encoder and the decoder must be built Keras models. Received: {encoder!r}, {decoder!r}")
     outputs = [tuple(output.shape) for output in encoder.outputs]
     latent = tuple(decoder.input_shape)
     if outputs != [latent] * 3 or len(latent) != 2:

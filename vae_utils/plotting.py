@@ -4,19 +4,10 @@ from statistics import NormalDist
 
 import numpy as np
 
+from vae_utils.data import as_numbers, check_sizes
+
 #: Ten colours for ten classes, told apart with every common colour vision: Petroff (2021), arXiv:2107.02270.
-CLASS_COLORS = (
-    "#3f90da",
-    "#ffa90e",
-    "#bd1f01",
-    "#94a4a2",
-    "#832db6",
-    "#a96b59",
-    "#e76300",
-    "#b9ac70",
-    "#717581",
-    "#92dadd",
-)
+CLASS_COLORS = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())  # noqa: SIM905
 
 
 def plot_digits(images, columns=10, ax=None):
@@ -31,9 +22,10 @@ def plot_digits(images, columns=10, ax=None):
         The Axes.
 
     Raises:
-        ValueError: If the images have another shape or there are none.
+        ValueError: If the images have another shape, hold NaN, or there are none, or there is no column.
     """
     images = _as_images(images)
+    check_sizes(columns=columns)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     blank = np.zeros((rows * columns - len(images), *images.shape[1:]))
@@ -58,7 +50,8 @@ def plot_reconstructions(vae, x, ax=None):
     Raises:
         ValueError: If the images do not fit the model.
     """
-    x = np.asarray(x)
+    vae.check_images(x)
+    x = as_numbers(x)
     reconstructions = vae.decode(vae.encode(x)[0])
     height = x.shape[1]
     ax = plot_digits(np.concatenate([x, reconstructions]), columns=len(x), ax=ax)
@@ -84,10 +77,10 @@ def plot_latent_space(z, labels, ax=None):
     Raises:
         ValueError: If the shapes do not match or a label is not a digit.
     """
-    z, labels = np.asarray(z), np.asarray(labels)
-    if z.ndim != 2 or z.shape[1] < 2 or labels.shape != (len(z),):
+    z, labels = as_numbers(z, "z"), as_numbers(labels, "labels")
+    if z.ndim != 2 or z.shape[1] < 2 or labels.shape != (len(z),) or not np.isfinite(z).all() or len(z) == 0:
         raise ValueError(
-            "`z` must have the shape (n, 2 or more) and `labels` the shape (n,). "
+            "`z` must hold finite values in the shape (n, 2 or more), n ≥ 1, and `labels` must have the shape (n,). "
             f"Received: z.shape={z.shape}, labels.shape={labels.shape}"
         )
     if not np.isin(labels, np.arange(10)).all():
@@ -96,25 +89,12 @@ def plot_latent_space(z, labels, ax=None):
     ax = _axes(ax, (6, 5))
     for digit in np.unique(labels):
         points = z[labels == digit]
-        ax.scatter(
-            *points[:, :2].T,
-            s=4,
-            alpha=0.5,
-            color=CLASS_COLORS[digit],
-            label=str(digit),
-            linewidths=0,
-            rasterized=True,
-        )
+        style = {"color": CLASS_COLORS[digit], "linewidths": 0, "rasterized": True}
+        ax.scatter(*points[:, :2].T, s=4, alpha=0.5, label=str(digit), **style)
     for digit in np.unique(labels):
-        ax.text(
-            *z[labels == digit, :2].mean(axis=0),
-            str(digit),
-            fontsize=15,
-            fontweight="bold",
-            ha="center",
-            va="center",
-            bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": CLASS_COLORS[digit]},
-        )
+        box = {"boxstyle": "circle,pad=0.15", "fc": "white", "ec": CLASS_COLORS[digit]}
+        style = {"fontsize": 15, "fontweight": "bold", "ha": "center", "va": "center", "bbox": box}
+        ax.text(*z[labels == digit, :2].mean(axis=0), str(digit), **style)
     ax.set(xlabel="$z_0$", ylabel="$z_1$", aspect="equal")
     legend = ax.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4)
     for handle in legend.legend_handles:
@@ -136,8 +116,11 @@ def plot_manifold(vae, n=30, limit=2.0, quantiles=False, ax=None):
         The Axes: z₀ to the right, z₁ up, as in `plot_latent_space`.
 
     Raises:
-        ValueError: If the model has not two latent dimensions.
+        ValueError: If the model has not two latent dimensions, or there is no such grid.
     """
+    check_sizes(n=n)
+    if not 0 < limit < np.inf:
+        raise ValueError(f"`limit` must be positive and finite. Received: {limit}")
     if vae.latent_dim != 2:
         raise ValueError(f"A manifold needs 2 latent dimensions. Received: {vae.latent_dim}")
     ticks = _normal_quantiles(n) if quantiles else np.linspace(-limit, limit, n)
@@ -145,13 +128,8 @@ def plot_manifold(vae, n=30, limit=2.0, quantiles=False, ax=None):
     images = _as_images(vae.decode(np.column_stack([z0.ravel(), z1.ravel()])))
     ax = _axes(ax, (6, 6))
     # One unit per image, so that uneven grids, too, are drawn without stretching.
-    ax.imshow(
-        _mosaic(images.reshape(n, n, *images.shape[1:])),
-        cmap="gray_r",
-        vmin=0,
-        vmax=1,
-        extent=(-0.5, n - 0.5, -0.5, n - 0.5),
-    )
+    mosaic = _mosaic(images.reshape(n, n, *images.shape[1:]))
+    ax.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, extent=(-0.5, n - 0.5, -0.5, n - 0.5))
     shown = np.unique(np.linspace(0, n - 1, min(n, 5)).round().astype(int))
     # The middle quantile is a rounding error away from 0, below it or above: + 0.0 takes the sign from −0.0.
     labels = [f"{round(ticks[i], 1) + 0.0:.1f}".replace("-", "−") for i in shown]
@@ -176,7 +154,9 @@ def plot_history(history, metric="loss", ax=None):
         ValueError: If the history does not hold the metric.
     """
     history = getattr(history, "history", history)
-    if metric not in history:
+    if not isinstance(history, dict):
+        raise ValueError(f"`history` must be what `fit` returns, or its `.history`. Received: {history!r}")
+    if metric not in [*history]:
         raise ValueError(f"`metric` must be one of {sorted(history)}. Received: {metric!r}")
     ax = _axes(ax, (5, 3.2))
     for key, name, style in ((metric, "training", "-"), (f"val_{metric}", "held out", "--")):
@@ -203,13 +183,15 @@ def _axes(ax, figsize):
 
 
 def _as_images(images):
-    images = np.asarray(images)
+    images = as_numbers(images, "images")
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if images.ndim != 3 or len(images) == 0:
+    if images.ndim != 3 or images.size == 0:
         raise ValueError(
             f"Images must have the shape (n, height, width) or (n, height, width, 1), n ≥ 1. Received: {images.shape}"
         )
+    if np.isnan(images).any():
+        raise ValueError(f"Images must be numbers. Received: {np.isnan(images).sum()} values that are NaN.")
     return images
 
 

@@ -1,0 +1,174 @@
+"""What the book needs beyond Sphinx: buttons, equations to link to, and numbers read from the notebooks."""
+
+import re
+import struct
+import tomllib
+from pathlib import Path
+
+import nbformat
+from docutils import nodes
+from sphinx.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+ICON_SCRIPT = "_static/scripts/fontawesome.js"
+
+
+# Pages that are written from the notebooks, through {{ substitutions }}
+
+
+def chapter_map():
+    """Return a table of the chapters with the time that each takes."""
+    rows = ["| no. | chapter | to read | to run |", "|---|---|---|---|"]
+    total = 0
+    for number, path in NOTEBOOKS.items():
+        notebook = nbformat.read(path, as_version=4)
+        reading = int(re.search(r"\*\*Time\.\*\* (?:About )?(\d+) minutes to read", notebook.cells[0].source)[1])
+        running = notebook.metadata["vae_utils"]["seconds"]
+        total += reading
+        link = f"[{title(notebook)}](../notebooks/{path.name})"
+        rows.append(f"| {number} | {link} | {reading} min | {say_seconds(running)} |")
+    return "\n".join([*rows, f"| | together | {total} min | |"])
+
+
+def title(notebook):
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def say_seconds(seconds):
+    return f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def number_tables():
+    """Return a table for each group in numbers.toml, our numbers read from the notebooks' outputs."""
+    groups = tomllib.loads((ROOT / "book" / "numbers.toml").read_text("utf-8"))
+    return {f"numbers_{name}": number_table(rows) for name, rows in groups.items()}
+
+
+def number_table(rows):
+    lines = ["| model, set-up | published | here | label |", "|---|---|---|---|"]
+    for row in rows:
+        ours = "—"
+        if "pattern" in row:
+            path = NOTEBOOKS[row["chapter"]]
+            ours = f"{find_output(path, row['pattern'])} ([chapter {row['chapter']}](../notebooks/{path.name}))"
+            ours += f"; {row['differs']}" if "differs" in row else ""
+        label = row["label"]
+        if label not in ("reproduced", "scaled", "quoted") or (label == "quoted") != (ours == "—"):
+            raise ConfigError(f"numbers.toml: {row['setup']} is labelled {label}")
+        lines.append(f"| {row['setup']} | {row['published']} | {ours} | *{label}* |")
+    return "\n".join(lines)
+
+
+def find_output(path, pattern):
+    """Return what the pattern's group matches in the printed outputs; it must match once."""
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+    found = re.findall(pattern, text, re.MULTILINE)
+    if len(found) != 1:
+        raise ConfigError(f"numbers.toml: {pattern!r} matches {len(found)} times in {path.name}")
+    return found[0]
+
+
+# Chapters
+
+
+def on_source_read(app, docname, source):
+    """Leave out values such as `<Legend>` that a cell with a figure ends in: they would get its caption, too."""
+    if docname.startswith("notebooks/"):
+        notebook = nbformat.reads(source[0], as_version=4)
+        for cell in notebook.cells:
+            if "figure" in cell.metadata.get("mystnb", {}):
+                cell.outputs = [output for output in cell.outputs if output.output_type != "execute_result"]
+        source[0] = nbformat.writes(notebook)
+
+
+def on_doctree_read(app, doctree):
+    for math in doctree.findall(nodes.math_block):
+        number_equation(app.env, math)
+    if not app.env.docname.startswith("notebooks/"):
+        return
+    for link in list(doctree.findall(nodes.reference)):
+        if link.get("refuri", "").startswith("https://colab.research.google.com/") and link.next_node(nodes.image):
+            link.parent.replace_self(nodes.raw("", launch_buttons(app.env.docname, link["refuri"]), format="html"))
+    for image in doctree.findall(nodes.image):
+        # Sizes reserve the room, and pictures further down load when the reader comes near.
+        with open(ROOT / image["uri"].lstrip("/"), "rb") as file:
+            width, height = struct.unpack(">16x2I", file.read(24))
+        image["width"], image["height"], image["loading"] = str(width), str(height), "lazy"
+
+
+def number_equation(env, math):
+    """Make a numbered equation something to link to, and let MathJax set its `\\tag`.
+
+    Sphinx would wrap several lines in `split`, where `\\tag` is not allowed.
+    """
+    tag = re.search(r"\\tag\{([\d.]+)\}", math.astext())
+    if tag:
+        math["ids"].append(equation_id(tag[1]))
+        env.numbered_equations = getattr(env, "numbered_equations", {}) | {tag[1]: env.docname}
+    text = rf"\[{math.astext()}\]"
+    math.children, math.rawsource, math["no-wrap"] = [], text, True
+    math += nodes.Text(text)
+
+
+def equation_id(number):
+    return "eq-" + number.replace(".", "-")
+
+
+def launch_buttons(docname, colab):
+    path = colab.split("/github/")[1]
+    kaggle = f"https://kaggle.com/kernels/welcome?src=https://github.com/{path}"
+    return (
+        '<p class="launch">'
+        f'<a href="{colab}">Open in Colab</a> <a href="{kaggle}">Open in Kaggle</a> '
+        f'<a href="../_sources/{docname}.ipynb" download>Download the notebook</a></p>'
+    )
+
+
+def on_doctree_resolved(app, doctree, docname):
+    """Link `(2.3)` to its equation and `chapter 02` to its first page."""
+    equations = getattr(app.env, "numbered_equations", {})
+    for text in list(doctree.findall(nodes.Text)):
+        if isinstance(text.parent, nodes.paragraph | nodes.emphasis | nodes.strong | nodes.caption | nodes.entry):
+            parts = list(linked(app.builder, docname, text, equations))
+            if len(parts) > 1:
+                text.parent.replace(text, parts)
+
+
+def linked(builder, docname, text, equations):
+    for part in re.split(r"(\(\d\.\d+\)|[Cc]hapters? \d\d\b)", text):
+        target = None
+        if part[1:-1] in equations:
+            target = builder.get_relative_uri(docname, equations[part[1:-1]]) + "#" + equation_id(part[1:-1])
+        elif part[-2:] in NOTEBOOKS and part[:7].lower() == "chapter":
+            target = builder.get_relative_uri(docname, f"notebooks/{NOTEBOOKS[part[-2:]].stem}")
+        yield nodes.reference("", part, refuri=target, internal=True) if target else nodes.Text(part)
+
+
+# The theme
+
+
+def on_build_finished(app, exception):
+    """Leave out source maps, and 1.5 MB of icons that the theme's style sheet and font draw as well."""
+    static = Path(app.outdir) / "_static"
+    for path in static.rglob("*.map"):
+        path.unlink()
+    for path in static.rglob("*.js"):
+        text = path.read_text("utf-8")
+        if "sourceMappingURL" in text[-200:]:
+            path.write_text(text[: text.rindex("//# sourceMappingURL")], "utf-8")
+    (Path(app.outdir) / ICON_SCRIPT).write_text("", "utf-8")
+
+
+def on_config_inited(app, config):
+    config.myst_substitutions = {"chapter_map": chapter_map(), **number_tables()}
+
+
+def setup(app):
+    app.connect("config-inited", on_config_inited)
+    app.connect("source-read", on_source_read)
+    app.connect("doctree-read", on_doctree_read)
+    app.connect("doctree-resolved", on_doctree_resolved)
+    app.connect("build-finished", on_build_finished)
+    return {"parallel_read_safe": False}
