@@ -879,7 +879,7 @@ for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
 _ = axes[0].legend(loc="upper right")
 # %% [markdown]
 # Where the gap is small, the ellipse lies on the posterior. Where it is large, the encoder has put $q$ somewhere else: the
-# shaded patch is far from it, and no wider than elsewhere. The decoder could explain this digit; the encoder, which never
+# shaded patch lies far from it. The decoder could explain this digit; the encoder, which never
 # trained on it, doesn't find the place. A Gaussian of the right size at the right place would do, as the small
 # approximation gap says. The encoder's guess is the weak part, and on a few digits only: the mean is pulled up by them, the
 # median is not.
