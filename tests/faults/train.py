@@ -4,6 +4,7 @@ It prints the epochs it begins, and at the end the digest of its weights and of 
 """
 
 import hashlib
+import signal
 import sys
 import time
 
@@ -28,6 +29,8 @@ class Slow(keras.callbacks.Callback):
 
 
 def main(folder, epochs, shuffle, seconds):
+    # A shell's background jobs ignore Ctrl-C, and hand that on to all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keras.utils.set_random_seed(1)
     x = np.random.default_rng(0).random((96, 4, 4, 1)).astype("float32")
     vae = dense_vae((4, 4, 1), hidden=(8,))
