@@ -469,7 +469,8 @@ for name in ("val_loss", "val_reconstruction_loss", "val_kl_loss"):
     print(f"{name:<24} {history[name][-1]:7.2f} nats per image")
 
 # %% [markdown]
-# The held-out loss follows the training loss: at the end they are this far apart.
+# At first the held-out loss lies below the training loss. Keras averages the training loss over the whole epoch, while
+# the weights improve, and measures the held-out loss at the end of the epoch. After the last epoch they are this far apart:
 
 # %%
 apart = history["val_loss"][-1] - history["loss"][-1]
@@ -519,8 +520,9 @@ _ = ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
 # %% [markdown]
 # The slip costs each seed a little, less than the seeds differ by. So you won't notice it in one curve.
 #
-# What does it do to the picture? With half the price on it, the code spreads. The prior expects a standard deviation of
-# 1 in each dimension; look for the codes that lie far outside it.
+# What does it do to the picture? The KL is the price of moving a code away from the prior. At half the price, you expect
+# the codes to spread. The prior has a standard deviation of 1 in each dimension, and 5 % of its draws fall outside the
+# circle. Count the codes outside, for the first seed of each.
 
 # %% mystnb={"figure": {"caption": "Codes of the validation digits after training with the KL summed (left) and averaged (right), with the circle that holds 95 % of the prior.", "name": "fig-04-slip-codes"}, "image": {"alt": "Two scatter plots of codes on the same axes, each with a circle of radius 2.45. The codes on the right reach farther out than those on the left."}}
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.7), sharex=True, sharey=True, layout="constrained")
@@ -534,13 +536,13 @@ for ax, beta, title in zip(axes, (1.0, 0.5), ["summed, β = 1", "averaged, β = 
     ax.set(title=title, xlabel="$z_0$", aspect="equal")
 _ = axes[0].set_ylabel("$z_1$")
 # %% [markdown]
-# Even the right loss leaves more codes outside than the prior would, and the halved price lets more of them out. Samples from the prior
-# seldom visit those places.
+# With the summed KL, already far more than 5 % of the codes lie outside. With the averaged KL, more still, in this seed.
+# Only 5 % of the samples from the prior fall outside the circle, so they seldom show what these codes stand for.
 #
 # ## Look at the latent space
 #
 # Encode the validation digits and draw each at its `z_mean`. No label was used in training. Which classes mix? Let the
-# fifteen nearest codes vote on each digit, and count the commonest errors.
+# fifteen nearest codes, its own included, vote on the class of each digit. Count the commonest errors.
 
 # %% mystnb={"figure": {"caption": "The validation digits in the latent space, coloured by class.", "name": "fig-04-latent"}, "image": {"alt": "Scatter plot of the two latent means. Points of one class lie together; the digit of each class stands at the class mean. Some clusters overlap, others stand apart."}}
 z_mean, z_log_var = vae.encode(x_val)
@@ -571,11 +573,12 @@ print("standard deviation of the centres:  ", z_mean.std(axis=0).round(3))
 # Now the other way: decode a 30×30 grid of points, all 900 in one call, and draw each image at its place. The axes are
 # those of the scatter plot, as far as it lies within ±2: $z_0$ to the right, $z_1$ up.
 
-# %% mystnb={"figure": {"caption": "What the decoder draws at each point of the latent space.", "name": "fig-04-manifold"}, "image": {"alt": "A 30 by 30 grid of decoded digits over the latent square from minus 2 to 2. Digits change gradually into their neighbours; every region shows the digit whose cluster lies there in the scatter plot."}}
+# %% mystnb={"figure": {"caption": "What the decoder draws at each point of the latent space.", "name": "fig-04-manifold"}, "image": {"alt": "A 30 by 30 grid of decoded digits over the latent square from minus 2 to 2. Digits change gradually into their neighbours. Sevens fill the left, zeros the right, ones the top, and the other classes share the middle. Along the lower edge the images break up into dots and short strokes."}}
 ax = plotting.plot_manifold(vae, n=30, limit=2)
 # %% [markdown]
 # Neighbours look alike, and digits turn into one another through shapes that are no digit at all. Find a cluster in the
-# scatter plot and its place here: you see that digit.
+# scatter plot and its place here: you see that digit. Now find a place where the scatter plot has no points, such as the
+# lower edge. The images break up there: the decoder had no codes there to learn from.
 #
 # ## Reconstruct
 #
@@ -590,7 +593,7 @@ ax = plotting.plot_reconstructions(vae, x_val[:10])
 # Score the digits one by one by their ELBO and look at the best and the worst. Ink costs: print how the score goes with
 # the amount of it.
 
-# %% mystnb={"figure": {"caption": "The five digits with the highest ELBO and the five with the lowest, above their reconstructions.", "name": "fig-04-best-worst"}, "image": {"alt": "Ten digits above their reconstructions. The first five are thin ones, reconstructed well. The last five are thick or oddly shaped digits, reconstructed badly."}}
+# %% mystnb={"figure": {"caption": "The five digits with the highest ELBO and the five with the lowest, above their reconstructions.", "name": "fig-04-best-worst"}, "image": {"alt": "Ten digits above their reconstructions. The first five show the digit 1 in thin strokes, reconstructed well. The last five are thick or oddly shaped eights, nines and twos. Their reconstructions are blurred and most look like another digit."}}
 elbo_val = evaluation.elbo(vae, x_val, num_samples=10)
 order = np.argsort(-elbo_val)
 ax = plotting.plot_reconstructions(vae, x_val[np.r_[order[:5], order[-5:]]])
@@ -601,17 +604,19 @@ ink = x_val.mean(axis=(1, 2, 3))
 print(f"correlation of −ELBO with ink: {np.corrcoef(-elbo_val, ink)[0, 1]:.2f}")
 
 # %% [markdown]
-# A thin one has little ink to get wrong; a digit in heavy ink has many pixels that can be.
+# The five best are all the digit 1 in thin strokes: there is little ink to get wrong. More ink goes with a higher −ELBO.
+# But ink doesn't explain all: some of the worst digits are thin. All five come back as another shape than was written.
 #
 # ## Draw new digits
 #
 # A VAE is a generative model: draw $z$ from the prior $N(0, I)$, decode, and you have a digit that nobody wrote. (What you see is
 # the mean image, the probability of each pixel; a sample of $p_\theta(x|z)$ would toss a coin for each.)
 
-# %% mystnb={"figure": {"caption": "Fifty samples from the prior, decoded.", "name": "fig-04-samples"}, "image": {"alt": "Five rows of ten generated digits, smooth and grey at the edges. Some are blends of two classes."}}
+# %% mystnb={"figure": {"caption": "Fifty samples from the prior, decoded.", "name": "fig-04-samples"}, "image": {"alt": "Five rows of ten generated images. Most are smooth digits, grey at the edges. Some look like blends of two classes, and a few are broken rings or loose black pieces."}}
 ax = plotting.plot_digits(vae.sample(50, seed=1))
 # %% [markdown]
-# Some are in-between shapes: the prior also covers the regions between clusters.
+# Some are in-between shapes: the prior also covers the regions between clusters. A few are broken: the prior also covers
+# places where the encoder puts no digit, such as the lower edge of the manifold.
 #
 # ## Score the test digits
 #
@@ -629,8 +634,9 @@ if digits.name == "mnist" and not vae_utils.QUICK:
     assert -elbo_test.mean() < 151.33, "where the 2020 post stopped"
 
 # %% [markdown]
-# The standard error says how much the number would move with other test digits of the same kind. It is not the spread
-# over trainings: the three starts above showed how far those can be apart.
+# The standard error says how much the number would move with other test digits of the same kind. It does not say how
+# much the number would move if you trained again with another seed. The dense models of three seeds, further above, give
+# an idea of that.
 #
 # `evaluate` gives the same loss from one draw of $z$ per digit. The two agree within the noise of that one draw:
 
@@ -666,6 +672,8 @@ more = loaded.fit(x_train[:5_000], batch_size=BATCH, verbose=0).history
 print(f"a little more training, on part of the digits: loss {more['loss'][0]:.2f}")
 
 # %% [markdown]
+# Don't compare this loss with the one above. It is measured on 5,000 training digits, the other on test digits.
+#
 # And the encoder alone is a model too:
 
 # %%
@@ -676,7 +684,7 @@ print(z_mean.shape, z_log_var.shape, z.shape)
 # %% [markdown]
 # ## Put the dense VAE beside it
 #
-# Does the convolution pay? Train the dense VAE of chapter 03 and compare at equal latent size.
+# Is the convolution worth its time? Train the dense VAE of chapter 03 and compare at equal latent size.
 
 # %%
 begin = time.perf_counter()
@@ -700,7 +708,7 @@ ax.set_axis_on()
 ax.set_xticks([])
 _ = ax.set_yticks([14, 42, 70], ["digit", "conv", "dense"])
 
-# %% mystnb={"figure": {"caption": "The manifolds of the convolutional (left) and the dense VAE (right).", "name": "fig-04-two-manifolds"}, "image": {"alt": "Two 15 by 15 grids of decoded digits. Both hold all ten classes, at different places: the latent space is learned up to rotations and more."}}
+# %% mystnb={"figure": {"caption": "The manifolds of the convolutional (left) and the dense VAE (right).", "name": "fig-04-two-manifolds"}, "image": {"alt": "Two 15 by 15 grids of decoded digits. The classes lie at different places: on the left, sevens fill the left side and zeros the right; on the right, twos lie at the upper left, zeros at the lower left and nines at the right. In the left grid the images along the lower edge break up."}}
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
 plotting.plot_manifold(vae, n=15, ax=axes[0]).set_title("convolutional")
 _ = plotting.plot_manifold(dense, n=15, ax=axes[1]).set_title("dense")
@@ -712,7 +720,7 @@ _ = plotting.plot_manifold(dense, n=15, ax=axes[1]).set_title("dense")
 #
 # $$ \log p_\theta(x) = \log \int p_\theta(x|z) \, p(z) \, dz \approx \log \sum_k p_\theta(x|z_k) \, p(z_k) \, h^2. \tag{4.6} $$
 #
-# The posteriors are narrow, so the grid must be fine: 600 cells along each axis. Take the dense model, which decodes all these
+# The posteriors are narrow, so the grid must be fine: 600 cells along each axis, from −5 to 5. Take the dense model, which decodes all these
 # points in seconds, and twelve validation digits. The table `log_joint` holds $\log p_\theta(x|z_k) + \log p(z_k)$
 # for each digit (row) and each cell (column).
 
@@ -745,8 +753,10 @@ if not vae_utils.QUICK:
     assert change.max() < 0.01
 
 # %% [markdown]
-# There is a second way to $\log p_\theta(x)$, which works in any dimension: draw many $z$ from $q$ and weight them, as in
-# chapter 02. It knows nothing of grids. Do the two agree? The error bars come from ten independent runs.
+# There is a second way to $\log p_\theta(x)$, which works in any dimension: draw many $z$ from $q$ and average the
+# weights $p_\theta(x, z) / q_\phi(z|x)$. This is the importance-weighted bound (2.26) of chapter 02. It uses no grid. Do the
+# two agree? The error bars come from ten independent runs. The cell prints the three digits with the largest shortfall
+# and the two with the smallest.
 
 # %%
 num_samples = 200 if vae_utils.QUICK else 5_000
@@ -758,9 +768,10 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
     print(f"digit {i:2}: samples fall short of the grid by {behind[i]:6.3f} ± {error[i]:.3f} nats")
 
 # %% [markdown]
-# For many digits they do. For some the samples fall short by far more than their error bar. The reason is on the
-# grid: there you can add up the part of the posterior $p_\theta(z|x)$ that lies outside the ellipse where $q$ has all but
-# 10⁻⁴ of its mass. Five thousand draws hardly go there, and an error bar made from draws can't know what they never saw.
+# For some digits they do. For others the samples fall short by far more than their error bar. One possible reason: $q$
+# lies beside the posterior. Test it on the grid. Take the ellipse that holds all but 10⁻⁴ of the mass of $q$. Of 5,000
+# draws, one half of a draw is expected outside it. Add up the part of the posterior $p_\theta(z|x)$ that lies outside:
+# this is the part that $q$ misses. The error bar is made from the draws, so it can't show what they never reached.
 
 # %%
 z_mean, z_log_var = (values[:N] for values in dense.encode(x_val))
@@ -773,7 +784,7 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
 # %% [markdown]
 # Draw the shortfall against the missed part. If this is the reason, the digits whose posterior $q$ covers must lie at zero.
 
-# %% mystnb={"figure": {"caption": "How far the importance-weighted samples fall short of the grid, against the part of the posterior that q misses, digit by digit.", "name": "fig-04-missed"}, "image": {"alt": "Twelve points. Those on the left, where q misses little, lie at zero. Those on the right, where it misses most of the posterior, lie up to many nats higher."}}
+# %% mystnb={"figure": {"caption": "How far the weighted samples fall short of the grid, against the part of the posterior that q misses. One point per digit, with bars of two standard errors. The vertical axis is linear between −1 and 1 and logarithmic beyond.", "name": "fig-04-missed"}, "image": {"alt": "Twelve points. Ten lie on the left, where q misses less than about a tenth of the posterior. Nine of these are close to zero and one is a little above it, with a long error bar. Two lie at the right edge, where q misses nearly all of it: one several nats above zero, one more than twenty."}}
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 ax.errorbar(100 * missed, behind, yerr=2 * error, fmt="o", color="#3f90da", markersize=5)
 ax.axhline(0, color="gray", linewidth=1)
@@ -795,8 +806,10 @@ if not vae_utils.QUICK:
 # The gap, $\log p_\theta(x) - \text{ELBO}(x)$, is $\text{KL}(q_\phi(z|x) \,\|\, p_\theta(z|x))$, by chapter
 # 02. It has two causes:
 #
-# - **approximation**: the posterior is no Gaussian with independent coordinates, so even the best such $q^*$ for this digit falls short;
-# - **amortization**: the encoder has to guess $q$ in one pass, for every digit, and misses $q^*$.
+# - **approximation**: $q$ must be a Gaussian with independent coordinates, and the posterior is not. Call the best such
+#   Gaussian for this digit $q^*$. Its ELBO still lies below $\log p_\theta(x)$.
+# - **amortization**: you don't search $q^*$ for each digit. One encoder, shared by all digits, predicts $q$ in one pass.
+#   Sharing the work in this way is called amortization. The prediction is not exactly $q^*$, and that costs ELBO.
 #
 # $$ \log p_\theta(x) - \text{ELBO}(q) = \underbrace{\log p_\theta(x) - \text{ELBO}(q^*)}_{\text{approximation}}
 #    + \underbrace{\text{ELBO}(q^*) - \text{ELBO}(q)}_{\text{amortization}} \tag{4.7} $$
@@ -849,7 +862,7 @@ for name, gap in [("approximation", approximation), ("amortization", amortizatio
 # %% [markdown]
 # Now digit by digit. The gap is far from the same for all:
 
-# %% mystnb={"figure": {"caption": "The ELBO's gap for twelve validation digits, split into its two parts, in the order of its size.", "name": "fig-04-gaps"}, "image": {"alt": "Twelve stacked bars of approximation and amortization, rising from left to right. Amortization makes up most of the tall ones."}}
+# %% mystnb={"figure": {"caption": "The ELBO's gap for twelve validation digits, split into its two parts, in the order of its size. The number under a bar is the class of the digit.", "name": "fig-04-gaps"}, "image": {"alt": "Twelve stacked bars of approximation and amortization, rising from left to right. Nine are below 3 nats, two are about 10, and the last, a 4, is above 40. Nearly all of the three tall bars is amortization."}}
 gap = log_p - amortized
 order = np.argsort(gap)
 figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
@@ -864,7 +877,7 @@ print(f"median gap {np.median(gap):.2f}, mean {gap.mean():.2f}, largest {gap.max
 # Look at the true posterior, $p_\theta(z|x)$, beside the encoder's ellipse, for the digit with the smallest gap and for the one with the
 # largest.
 
-# %% mystnb={"figure": {"caption": "True posterior (shading) and the encoder's q(z|x) (ellipse at two standard deviations, which holds 86 % of it) for the digit with the smallest gap and the one with the largest.", "name": "fig-04-posteriors"}, "image": {"alt": "Two panels, each with the shaded posterior of one digit, the red ellipse of q, and the digit itself. Left, where the gap is smallest, the ellipse covers the shaded patch. Right, where it is largest, patch and ellipse differ in place or shape."}}
+# %% mystnb={"figure": {"caption": "True posterior (shading) and the encoder's q(z|x) (ellipse at two standard deviations, which holds 86 % of it) for the digit with the smallest gap and the one with the largest.", "name": "fig-04-posteriors"}, "image": {"alt": "Two panels, one above the other, each with the shaded posterior of one digit, the red ellipse of q, and the digit itself. Above, where the gap is smallest, the ellipse covers most of the shaded patch. Below, where it is largest, ellipse and patch lie apart, and the patch is long, narrow and tilted."}}
 figure, axes = plt.subplots(2, 1, figsize=(6, 8), layout="constrained")
 for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
     seen = np.argwhere(posterior[i].reshape(POINTS, POINTS) > posterior[i].max() / 100)
@@ -878,11 +891,11 @@ for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
     ax.set_title(f"gap {gap[i]:.2f} nats")
 _ = axes[0].legend(loc="upper right")
 # %% [markdown]
-# Where the gap is small, the ellipse lies on the posterior. Where it is large, the encoder has put $q$ somewhere else: the
-# shaded patch lies far from it. The decoder could explain this digit; the encoder, which never
-# trained on it, doesn't find the place. A Gaussian of the right size at the right place would do, as the small
-# approximation gap says. The encoder's guess is the weak part, and on a few digits only: the mean is pulled up by them, the
-# median is not.
+# Where the gap is smallest, the ellipse covers most of the posterior. Where it is largest, the encoder has put $q$ in the
+# wrong place: the shaded patch lies outside the ellipse. The decoder can explain this digit better from a code in the
+# patch. A Gaussian in the right place would be enough: the approximation gap of this digit is small. So most of the
+# loss comes from the encoder's guess, and most of that from a few of the twelve digits. They pull the mean up. The median
+# hardly feels them. Twelve digits are few, so the mean has a large standard error.
 #
 # ## Use what it has learned
 #
