@@ -605,7 +605,7 @@ print(f"correlation of −ELBO with ink: {np.corrcoef(-elbo_val, ink)[0, 1]:.2f}
 
 # %% [markdown]
 # The five best are all the digit 1 in thin strokes: there is little ink to get wrong. More ink goes with a higher −ELBO.
-# But ink doesn't explain all: some of the worst digits are thin. All five come back as another shape than was written.
+# But ink doesn't explain all: some of the worst digits are thin. Four of the five come back as another digit.
 #
 # ## Draw new digits
 #
