@@ -9,6 +9,11 @@ NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
+# A relative path starts here, also for the kernels, which run in notebooks/.
+ifneq ($(VAE_UTILS_DATA),)
+override export VAE_UTILS_DATA := $(if $(filter /%,$(VAE_UTILS_DATA)),,$(CURDIR)/)$(VAE_UTILS_DATA)
+endif
+
 OLDEST := .venv-oldest
 
 .PHONY: help venv lab test faults test-oldest test-repeat verify notebooks book book-serve pdf weights benchmark lint lock slug clean
