@@ -110,10 +110,10 @@ figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.set(yscale="log", xlabel="pixel value (0 = paper, 1 = full ink)", ylabel="number of pixels")
 bars = ax.hist(x_train[:5_000].ravel(), bins=51, color=plotting.CLASS_COLORS[0])
 # %%
-kinds = {"0": x_train == 0, "1": x_train == 1, "between": (x_train > 0) & (x_train < 1)}
-kinds["between 0.1 and 0.9"] = (x_train > 0.1) & (x_train < 0.9)
-for name, share in kinds.items():
-    print(f"share of pixels that are {name:<20}{share.mean():6.1%}")
+shares = {"0": np.mean(x_train == 0), "1": np.mean(x_train == 1), "between": np.mean((x_train > 0) & (x_train < 1))}
+shares["between 0.1 and 0.9"] = np.mean((x_train > 0.1) & (x_train < 0.9))
+for name, share in shares.items():
+    print(f"share of pixels that are {name:<20}{share:6.1%}")
 
 # %% [markdown]
 # Most pixels are paper. Few are exactly 1: the last bar of the histogram holds mostly ink that falls a little short of
@@ -219,13 +219,15 @@ print(f"{autoencoder.count_params():,} parameters")
 
 # %% [markdown]
 # Three settings help on a CPU with little memory. Keras runs 50 training steps per call from Python. The compiler XLA
-# (`jit_compile`) stays off, since it would first have to compile each of this chapter's many models. And `x_fit` and
-# `x_check` are tensors that every `fit` below shares; from a NumPy array, each `fit` would make its own copy.
+# (`jit_compile`) stays off, since it would first have to compile each of this chapter's many models. And the
+# digits become one tensor, `x_all`, that every `fit` below shares; from a NumPy array, each `fit` would make its own
+# copy.
 # `bernoulli_log_prob`, from chapter 02, is minus the cost (3.1), from logits and summed over the pixels.
 
 # %%
 FAST = {"jit_compile": False, "steps_per_execution": 50 if FULL else 1}
-x_fit, x_check = ops.convert_to_tensor(x_train), ops.convert_to_tensor(x_val)
+x_all = ops.convert_to_tensor(digits.x_train)
+x_fit, x_check = x_all[: len(x_train)], x_all[-held_out:][: len(x_val)]
 AE_EPOCHS = 6 if FULL else 2
 
 
@@ -1008,7 +1010,7 @@ keras.utils.set_random_seed(0)
 glorot = {"hidden": 400, "latent_dim": 20, "init": "glorot_uniform"}
 published = models.VAE(build_encoder(**glorot), build_decoder(**glorot))
 published.compile(keras.optimizers.Adam(1e-3), **FAST)
-published.fit(digits.x_train if FULL else x_fit, batch_size=128, epochs=PUBLISHED_EPOCHS, verbose=0)
+published.fit(x_all if FULL else x_fit, batch_size=128, epochs=PUBLISHED_EPOCHS, verbose=0)
 loss, standard_error = test_loss(published, num_samples=1)
 print(f"{published.count_params():,} parameters, test −ELBO {loss:.2f} ± {standard_error:.2f} nats per image")
 
