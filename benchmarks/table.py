@@ -1,8 +1,5 @@
 """results.json as a table, for the terminal and for the book."""
 
-import json
-import sys
-
 HEADER = ("row", "measured", "beside", "ours", "theirs", "ratio", "spread", "target", "met")
 
 
@@ -42,9 +39,13 @@ def machine_line(machine):
 
 
 def markdown(results):
-    """The table, the rows' notes and the machine, as Markdown."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in results["rows"]]
+    """The table, the rows' notes and the machine, as Markdown for the book."""
+    lines = ["| measured | beside | ours | theirs | ratio (lowest to highest) | to reach |", "|" + "---|" * 6]
+    for row in results["rows"]:
+        name, what, against, ours, theirs, ratio, spread, target, met = cells(row)
+        ratio += f" ({spread})" if row["spread"] else ""
+        target += {"yes": ", reached", "no": ", **not reached**"}.get(met, "")
+        lines.append("| " + " | ".join([f"{what} (`{name}`)", against, ours, theirs, ratio, target]) + " |")
     lines += ["", *(f"- `{row['name']}`: {row['note']}." for row in results["rows"] if row["note"])]
     return "\n".join([*lines, "", f"Measured on {machine_line(results['machine'])}"])
 
@@ -60,6 +61,3 @@ def text(results):
         lines += [f"    {note}"] if note else []
     return "\n".join(lines)
 
-
-if __name__ == "__main__":
-    print(markdown(json.load(sys.stdin)))

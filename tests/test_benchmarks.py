@@ -168,8 +168,8 @@ RESULTS = {
 
 def test_table_shows_rows_notes_machine_and_stand_in_data():
     lines = table.markdown(RESULTS).splitlines()
-    assert lines[2] == "| a | w | x | 0.5 s | 2 s | 4.00 | 3.50 to 4.50 | ≥ 4 | yes |"
-    assert lines[3] == "| b | w | – | – | – | – | – | ≤ 0.2 s | – |"
+    assert lines[2] == "| w (`a`) | x | 0.5 s | 2 s | 4.00 (3.50 to 4.50) | ≥ 4, reached |"
+    assert lines[3] == "| w (`b`) | – | – | – | – | ≤ 0.2 s |"
     assert "- `a`: half." in lines
     assert "A CPU, 2 cores" in lines[-1] and "not MNIST" in lines[-1]
     assert all(word in table.text(RESULTS) for word in ("3.50 to 4.50", "half", "not MNIST"))
