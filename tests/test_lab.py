@@ -44,13 +44,12 @@ FACTS = """() => {
         outputs: all(".jp-CodeCell .jp-OutputArea").map((area) => area.innerText),
         equations: [all("mjx-container[display='true']").length, all("mjx-container:not([display])").length],
         broken: all("mjx-merror, [data-mml-node='merror'], mjx-mtext[style*='red']").map((box) => box.textContent),
-        toWide: [page.scrollWidth - innerWidth, panel.scrollWidth - panel.clientWidth],
+        tooWide: [page.scrollWidth - innerWidth, panel.scrollWidth - panel.clientWidth],
     };
 }"""
 HAS_RUN = """() => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map((prompt) => prompt.textContent);
-    return !prompts.some((prompt) => prompt.includes("*")) && prompts[0].includes("1")
-        && document.querySelector(".jp-NotebookPanel-toolbar [data-status='idle']");
+    return !prompts.some((prompt) => prompt.includes("*")) && prompts[0].includes("1");
 }"""
 
 
@@ -145,7 +144,7 @@ def opened(browser, address, path):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.asked = set()
     page.on("request", lambda request: page.asked.add(request.url))
-    page.goto(f"{address}/lab/tree/{path}?token={TOKEN}")
+    page.goto(f"{address}/lab/tree/{path}?token={TOKEN}&reset")  # without the tabs of the last test
     wait_until_open(page)
     yield page
     page.close()
@@ -156,15 +155,18 @@ def opened(browser, address, path):
 def wait_until_open(page):
     """Wait for the kernel, too: Lab loses its connection when a kernel is restarted before it is ready."""
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=TO_OPEN * 1000)
-    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle']", timeout=TO_OPEN * 1000)
+    for _ in range(2):  # and it stays ready
+        page.get_by_text("(ipykernel) | Idle").wait_for(timeout=TO_OPEN * 1000)
+        page.wait_for_timeout(1000)
 
 
 def run_all(page):
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator(".lm-Menu-itemLabel", has_text="Restart Kernel and Run All Cells").click()
     page.locator(".jp-Dialog-button.jp-mod-accept").click()
-    page.wait_for_function("document.querySelector('.jp-Notebook').textContent.includes('[*]')", timeout=60_000)
+    page.wait_for_function("document.querySelector('.jp-Notebook').textContent.includes('[*]')", timeout=TO_OPEN * 1000)
     page.wait_for_function(HAS_RUN, timeout=TO_RUN * 1000)
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=TO_OPEN * 1000)
 
 
 def markdown(notebook):
@@ -195,13 +197,14 @@ def test_a_chapter_runs_in_lab(browser, learner, name):
     with opened(browser, address, f"{name}.ipynb") as page:
         run_all(page)
         facts = page.evaluate(FACTS)
-        assert not facts["errors"] and not facts["warnings"]
+        assert not facts["errors"]
+        assert not [text for text in facts["warnings"] if "building the font cache" not in text]  # once per home
         assert facts["prompts"] == [f"[{number}]:" for number in range(1, cells + 1)]
         assert facts["cells"] == len(committed.cells), "Lab shows only some of the cells: read them in another way"
         assert facts["figures"] == count_figures(committed)
         assert facts["equations"] == count_equations(committed) and not facts["broken"]
         assert not [text for text in facts["outputs"] if too_long(text)]
-        assert max(facts["toWide"]) <= 0
+        assert max(facts["tooWide"]) <= 0
         elsewhere = {url for url in page.asked if not url.startswith((address, "data:", "blob:"))}
         assert elsewhere <= {"https://colab.research.google.com/assets/colab-badge.svg"}
         save(page, copy / "notebooks" / f"{name}.ipynb")
