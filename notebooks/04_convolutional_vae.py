@@ -548,7 +548,6 @@ _ = axes[0].set_ylabel("$z_1$")
 z_mean, z_log_var = vae.encode(x_val)
 y_val = digits.y_train[-held_out:][: len(x_val)]
 ax = plotting.plot_latent_space(z_mean, y_val)
-# %% [markdown]
 # %%
 vote = KNeighborsClassifier(15).fit(z_mean, y_val).predict(z_mean)
 wrong, counts = np.unique(np.stack([y_val, vote])[:, vote != y_val], axis=1, return_counts=True)
