@@ -16,7 +16,7 @@ endif
 
 OLDEST := .venv-oldest
 
-.PHONY: help venv lab test faults test-oldest test-repeat verify notebooks book book-serve pdf weights benchmark lint lock slug clean
+.PHONY: help venv lab test faults test-lab test-oldest test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 
 faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
 	$(BIN)/python -m pytest tests -m faults
+
+test-lab: venv  ## every chapter through JupyterLab in a browser, in quick mode (minutes)
+	$(BIN)/python -m pytest tests/test_lab.py -m lab
 
 test-oldest:  ## unit tests and quick notebooks on the oldest supported versions, in an environment of their own
 	test -x $(OLDEST)/bin/jupyter || { $${PYTHON:-python3} -m venv $(OLDEST) && $(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
@@ -65,6 +68,10 @@ book-serve: book  ## open the book in your browser, at localhost:8000 (another p
 pdf: book  ## print each chapter to book/_build/pdf
 	$(BIN)/python -m tools.print_book
 
+offline-kit: book  ## offline-kit/ for a USB stick: wheels, notebooks, book, MNIST from VAE_UTILS_DATA; and try it
+	$(BIN)/python -m tools.offline_kit
+	$(BIN)/python -m pytest tests/test_offline_kit.py -m kit
+
 weights: venv  ## train the models that ship with vae_utils anew (ONLY=conv-2d; half an hour)
 	$(BIN)/python tools/train_weights.py $(ONLY)
 
@@ -84,7 +91,7 @@ slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
 	$(BIN)/python tools/set_slug.py $(SLUG)
 
 clean:  ## remove .venv, caches and everything built
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache book/_build
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache book/_build offline-kit
 	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 comma := ,

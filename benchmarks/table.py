@@ -60,4 +60,3 @@ def text(results):
         lines.append("  ".join(map(str.ljust, texts, widths)).rstrip())
         lines += [f"    {note}"] if note else []
     return "\n".join(lines)
-

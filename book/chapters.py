@@ -4,10 +4,13 @@ import re
 import struct
 import tomllib
 from pathlib import Path
+from urllib.parse import urlencode
 
 import nbformat
 from docutils import nodes
 from sphinx.errors import ConfigError
+
+from tools.set_slug import current_slug
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
@@ -68,6 +71,39 @@ def find_output(path, pattern):
     if len(found) != 1:
         raise ConfigError(f"numbers.toml: {pattern!r} matches {len(found)} times in {path.name}")
     return found[0]
+
+
+BINDER_MB, HUB_MB = 2_000, 24_000
+
+
+def memory_table():
+    """Return a table of the memory that each chapter's kernel took in the run that made this book."""
+    rows = [
+        f"| no. | at most, in MB | fits into Binder's {BINDER_MB // 1000} GB | learners on {HUB_MB // 1000} GB |",
+        "|---|---|---|---|",
+    ]
+    for number, path in NOTEBOOKS.items():
+        peak = nbformat.read(path, as_version=4).metadata["vae_utils"].get("peak_memory_mb")
+        fits = "no" if peak and peak > BINDER_MB else "yes"
+        facts = f"{peak:,} | {fits} | {HUB_MB // peak}" if peak else "not recorded | | "
+        rows.append(f"| {number} | {facts} |")
+    return "\n".join(rows)
+
+
+def hub_link(name, slug, hub="https://hub.example.org"):
+    """Return the link through which nbgitpuller gives a learner the repository, with a chapter open."""
+    folder = slug.split("/")[1]
+    query = {
+        "repo": f"https://github.com/{slug}",
+        "branch": "main",
+        "urlpath": f"lab/tree/{folder}/notebooks/{name}.ipynb",
+    }
+    return f"{hub}/hub/user-redirect/git-pull?{urlencode(query)}"
+
+
+def hub_links():
+    links = [hub_link(path.stem, current_slug()) for path in NOTEBOOKS.values()]
+    return "```text\n" + "\n".join(links) + "\n```"
 
 
 # Chapters
@@ -162,7 +198,8 @@ def on_build_finished(app, exception):
 
 
 def on_config_inited(app, config):
-    config.myst_substitutions = {"chapter_map": chapter_map(), **number_tables()}
+    written = {"chapter_map": chapter_map(), "memory_table": memory_table(), "hub_links": hub_links()}
+    config.myst_substitutions = written | number_tables()
 
 
 def setup(app):

@@ -3,10 +3,13 @@
 import functools
 import gzip
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import nbformat
 import pytest
@@ -411,3 +414,58 @@ def test_social_card_and_favicon(browser, server):
     assert (HTML / "notebooks" / icon.split("?")[0]).resolve().is_file()
     assert len(page.locator("meta[property='og:description']").get_attribute("content")) > 40
     page.close()
+
+
+def hub_faults(links, slug):
+    """Say what would keep nbgitpuller from giving a learner each chapter of the repository `slug`."""
+    folder = slug.split("/")[1]
+    wanted = [
+        {
+            "repo": [f"https://github.com/{slug}"],
+            "branch": ["main"],
+            "urlpath": [f"lab/tree/{folder}/notebooks/{name}.ipynb"],
+        }
+        for name in CHAPTERS
+    ]
+    parts = [urlsplit(link) for link in links]
+    faults = [] if [parse_qs(part.query, strict_parsing=True) for part in parts] == wanted else ["other parameters"]
+    return faults + [part for part in parts if (part.scheme, part.path) != ("https", "/hub/user-redirect/git-pull")]
+
+
+def test_links_for_a_hub_follow_the_slug(browser, server, tmp_path):
+    page = new_page(browser, server)
+    go(page, f"{server}/book/class.html")
+    links = page.locator("pre", has_text="git-pull").text_content().split()
+    page.close()
+    assert not hub_faults(links, current_slug())
+    assert hub_faults(links, "you/fork") and hub_faults(links[1:], current_slug())
+
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for name in ("pyproject.toml", "book/chapters.py", "book/class.md", "tools", "notebooks"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy(ROOT / name, tmp_path / name)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "tools/set_slug.py", "you/fork"], cwd=tmp_path, check=True)
+    ask = "import sys; sys.path[:0] = ['.', 'book']; import chapters; print(chapters.hub_links())"
+    printed = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert not hub_faults(re.findall(r"https://\S+", printed.stdout), "you/fork")
+    text = (tmp_path / "book" / "class.md").read_text("utf-8")
+    assert "git+https://github.com/{}@main".format("you/fork") in text and current_slug() not in text
+
+
+def test_the_memory_table_is_that_of_the_notebooks(browser, server):
+    page = new_page(browser, server)
+    go(page, f"{server}/book/class.html")
+    rows = [row.locator("td").all_text_contents() for row in page.locator("table tbody tr").all()]
+    page.close()
+    assert [row[0] for row in rows] == [name[:2] for name in CHAPTERS]
+    for name, (_, peak, fits, learners) in zip(CHAPTERS, rows, strict=True):
+        facts = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).metadata["vae_utils"]
+        if "peak_memory_mb" not in facts:
+            assert peak == "not recorded"
+            continue
+        megabytes = facts["peak_memory_mb"]
+        assert int(peak.replace(",", "")) == megabytes
+        assert fits == ("yes" if megabytes <= 2000 else "no")
+        assert int(learners) * megabytes <= 24_000 < (int(learners) + 1) * megabytes

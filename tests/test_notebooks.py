@@ -145,6 +145,7 @@ def test_shape_of_a_chapter(name):
     assert f"github/{current_slug()}/blob/main/notebooks/{name}.ipynb" in first
     for part in ("**What you'll do.**", "**What you'll learn", "**What you'll need", "**Time.**"):
         assert part in first, part
+    assert all(cell.source.strip() for cell in notebook.cells), "Lab shows an empty cell as 'Type Markdown and LaTeX'"
     for heading in ("## In this notebook", "## Exercises", "## Further reading"):
         assert heading in text, heading
     for word in ("simply", "obviously", "it can be shown", "as we all know"):
