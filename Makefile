@@ -10,11 +10,14 @@ NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 OLDEST := .venv-oldest
+COLAB := .venv-colab
+BACKENDS := .venv-backends
+UNIT_TESTS := $(addprefix tests/test_,$(addsuffix .py,data distributions layers models evaluation plotting pretrained))
 
-.PHONY: help venv lab test faults test-oldest test-repeat verify notebooks book book-serve pdf weights benchmark lint lock slug clean
+.PHONY: help venv lab test faults test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf weights benchmark lint lock slug clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -34,6 +37,16 @@ test-oldest:  ## unit tests and quick notebooks on the oldest supported versions
 		-c tests/oldest.txt -e ".[cpu,notebooks,dev]"; }
 	$(OLDEST)/bin/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(subst $(BIN),$(OLDEST)/bin,$(NBVAL))
+
+test-backends:  ## vae_utils's unit tests on Keras' other backends, JAX and PyTorch, in an environment of their own
+	test -e $(BACKENDS)/installed || { $${PYTHON:-python3} -m venv $(BACKENDS) && $(BACKENDS)/bin/pip install --quiet \
+		--disable-pip-version-check -e ".[cpu,notebooks,dev,bench]" && touch $(BACKENDS)/installed; }
+	KERAS_BACKEND=jax $(BACKENDS)/bin/python -m pytest $(UNIT_TESTS)
+	KERAS_BACKEND=torch $(BACKENDS)/bin/python -m pytest $(UNIT_TESTS)
+
+test-colab: venv  ## every notebook in quick mode on Colab's versions, installed as on Colab, in an environment of its own
+	@tools/make_colab_venv.sh $(COLAB)
+	$(BIN)/python -m pytest tests/test_colab.py -m colab
 
 test-repeat: venv  ## every notebook twice in quick mode: the same outputs and the same weights (ONLY=04)
 	VAE_UTILS_QUICK=1 $(BIN)/python tools/repeat_notebooks.py $(ONLY)
@@ -79,7 +92,7 @@ slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
 	$(BIN)/python tools/set_slug.py $(SLUG)
 
 clean:  ## remove .venv, caches and everything built
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache book/_build
+	rm -rf $(VENV) $(OLDEST) $(COLAB) $(BACKENDS) build *.egg-info .pytest_cache .ruff_cache book/_build
 	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 comma := ,
