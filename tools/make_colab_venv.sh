@@ -14,4 +14,7 @@ pip=("$venv/bin/pip" --quiet --disable-pip-version-check)
 "${pip[@]}" install -r tests/colab.txt
 # What the install cell builds vae_utils with, so that running it needs no network.
 "${pip[@]}" download --no-deps --dest "$venv/wheels" "setuptools>=77"
+# What Binder makes its image with, apart from Colab's packages.
+"$python" -m venv "$venv/binder"
+"$venv/binder/bin/pip" --quiet --disable-pip-version-check install jupyter-repo2docker==2026.4.0
 cp tests/colab.txt "$venv/colab.txt"
