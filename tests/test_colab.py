@@ -55,6 +55,7 @@ def served_from(repository):
 @pytest.fixture
 def runtime(repository, tmp_path, monkeypatch):
     """A new machine: run the code of a notebook there, in an empty folder, and return what it printed and drew."""
+    run(PYTHON, "-m", "pip", "uninstall", "--yes", "--quiet", "vae-utils")
     before = installed()
 
     def execute(notebook, address=repository, modules=("google.colab",)):
@@ -85,7 +86,7 @@ def runtime(repository, tmp_path, monkeypatch):
         monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
         nbformat.write(notebook, folder / "chapter.ipynb")
         client = NotebookClient(
-            notebook, timeout=1200, kernel_name="colab", coalesce_streams=True, resources={"metadata": {"path": folder}}
+            notebook, timeout=None, kernel_name="colab", coalesce_streams=True, resources={"metadata": {"path": folder}}
         )
         try:
             client.execute()
@@ -93,8 +94,7 @@ def runtime(repository, tmp_path, monkeypatch):
             execute.changed = dict(installed().items() ^ before.items())
         return [cell.outputs for cell in code_cells(notebook)]
 
-    yield execute
-    run(PYTHON, "-m", "pip", "uninstall", "--yes", "--quiet", "vae-utils")
+    return execute
 
 
 def code_cells(notebook):
