@@ -15,11 +15,14 @@ override export VAE_UTILS_DATA := $(if $(filter /%,$(VAE_UTILS_DATA)),,$(CURDIR)
 endif
 
 OLDEST := .venv-oldest
+COLAB := .venv-colab
+BACKENDS := .venv-backends
+UNIT_TESTS := $(addprefix tests/test_,$(addsuffix .py,data distributions layers models evaluation plotting pretrained))
 
-.PHONY: help venv lab test faults test-lab test-oldest test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
+.PHONY: help venv lab test faults test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -42,6 +45,16 @@ test-oldest:  ## unit tests and quick notebooks on the oldest supported versions
 		-c tests/oldest.txt -e ".[cpu,notebooks,dev]"; }
 	$(OLDEST)/bin/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(subst $(BIN),$(OLDEST)/bin,$(NBVAL))
+
+test-backends:  ## vae_utils's unit tests on Keras' other backends, JAX and PyTorch, in an environment of their own
+	test -e $(BACKENDS)/installed || { $${PYTHON:-python3} -m venv $(BACKENDS) && $(BACKENDS)/bin/pip install --quiet \
+		--disable-pip-version-check -e ".[cpu,notebooks,dev,bench]" && touch $(BACKENDS)/installed; }
+	KERAS_BACKEND=jax $(BACKENDS)/bin/python -m pytest $(UNIT_TESTS)
+	KERAS_BACKEND=torch $(BACKENDS)/bin/python -m pytest $(UNIT_TESTS)
+
+test-colab: venv  ## every notebook in quick mode on Colab's versions, installed as on Colab, in an environment of its own
+	@tools/make_colab_venv.sh $(COLAB)
+	$(BIN)/python -m pytest tests/test_colab.py -m colab
 
 test-repeat: venv  ## every notebook twice in quick mode: the same outputs and the same weights (ONLY=04)
 	VAE_UTILS_QUICK=1 $(BIN)/python tools/repeat_notebooks.py $(ONLY)
@@ -91,7 +104,7 @@ slug: venv  ## rewrite the repository's address everywhere (SLUG=you/fork)
 	$(BIN)/python tools/set_slug.py $(SLUG)
 
 clean:  ## remove .venv, caches and everything built
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .ruff_cache book/_build offline-kit
+	rm -rf $(VENV) $(OLDEST) $(COLAB) $(BACKENDS) build *.egg-info .pytest_cache .ruff_cache book/_build offline-kit
 	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 comma := ,

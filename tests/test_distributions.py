@@ -15,7 +15,8 @@ def test_gaussian_log_prob_is_scipys():
     rng = np.random.default_rng(0)
     z, mean, log_var = rng.normal(size=(3, 7, 4))
     expected = stats.norm.logpdf(z, mean, np.exp(log_var / 2)).sum(axis=1)
-    np.testing.assert_allclose(gaussian_log_prob(z, mean, log_var), expected, rtol=1e-12)
+    rtol = 1e-12 if keras.backend.backend() == "tensorflow" else 1e-6  # Keras' other backends compute in float32
+    np.testing.assert_allclose(gaussian_log_prob(z, mean, log_var), expected, rtol=rtol)
 
 
 @pytest.mark.parametrize(("mean", "log_var"), CASES)
@@ -68,7 +69,7 @@ def test_bernoulli_log_prob_is_scipys():
 def test_bernoulli_log_prob_is_finite_at_extreme_logits(logit):
     x, logits = np.array([[0.0], [1.0]], "float32"), np.full((2, 1), logit, "float32")
     expected = [-max(logit, 0), min(logit, 0)]  # log(1 − p) and log p in the limit
-    np.testing.assert_allclose(bernoulli_log_prob(x, logits), expected, rtol=1e-6)
+    np.testing.assert_allclose(bernoulli_log_prob(x, logits), expected, rtol=1e-6, atol=1e-42)
 
 
 def test_bernoulli_log_prob_of_grey_is_keras_cross_entropy_summed():

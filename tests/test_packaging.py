@@ -1,6 +1,8 @@
 """One list of dependencies, one address, nothing of the machine in the tree."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,6 +47,10 @@ def test_environment_yml_adds_no_second_list():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-e .[cpu,notebooks]"]}]
     assert PROJECT["requires-python"].startswith(">=3.11")
+    assert {"cpu", "notebooks"} <= set(PROJECT["optional-dependencies"])
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"conda env create -f environment.yml\nconda run -n {environment['name']} " in readme
+    assert 'pip install -e ".[cpu,notebooks]"' in readme
 
 
 def test_no_other_file_lists_dependencies():
@@ -95,6 +101,21 @@ def test_one_address_everywhere():
                 assert found == slug, path
 
 
+def test_fork_with_its_own_address_passes_the_structure_tests(tmp_path):
+    old = current_slug()
+    for path in tracked_files():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    subprocess.run("git init -q && git add -A", cwd=tmp_path, shell=True, check=True)
+    subprocess.run([sys.executable, "tools/set_slug.py", "you/fork"], cwd=tmp_path, check=True, capture_output=True)
+    found = subprocess.run(["git", "grep", "-l", old], cwd=tmp_path, capture_output=True, text=True)
+    assert not found.stdout
+    tests = ["tests/test_notebooks.py", "tests/test_packaging.py", "-k", "not fork and not lines"]
+    outcome = subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stdout
+
+
 def test_citation_has_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["version"] == PROJECT["version"]
@@ -107,6 +128,21 @@ def test_makefile_explains_its_targets():
     assert {"lab", "test", "verify", "notebooks", "book", "benchmark", "lock", "clean", "help"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
+
+
+def test_readmes_ten_lines_train_a_vae_in_an_empty_folder(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(code.split("\n")) <= 12 and "epochs=10" in code
+    (tmp_path / "mine.py").write_text(code.replace("epochs=10", "epochs=1"), "utf-8")
+    printed = subprocess.run(
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert printed.stdout.splitlines()[-1:] == ["(16, 8, 8, 1)"], printed.stderr
+    assert (tmp_path / "my_vae.keras").exists()
 
 
 def test_readme_shows_the_figure_that_the_notebook_draws():

@@ -72,6 +72,10 @@ class VAE(keras.Model):
             raise ValueError(f"`beta` must be a number, finite and not negative. Received: {value!r}")
         self._beta.variable.assign(value)
 
+    @property
+    def non_trainable_variables(self):  # JAX's compiled step takes these as arguments, and all else as constants
+        return [*super().non_trainable_variables, self._beta.variable]
+
     def call(self, x, training=None):
         z_mean, z_log_var, z = self.encoder(x, training=training)
         logits = self.decoder(z, training=training)
