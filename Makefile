@@ -19,10 +19,10 @@ COLAB := .venv-colab
 BACKENDS := .venv-backends
 UNIT_TESTS := $(addprefix tests/test_,$(addsuffix .py,data distributions layers models evaluation plotting pretrained))
 
-.PHONY: help venv lab test faults test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
+.PHONY: help venv lab test faults test-classroom test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## create .venv from requirements.lock, unless it is up to date
 	@tools/make_venv.sh $(VENV)
@@ -36,6 +36,9 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 
 faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
 	$(BIN)/python -m pytest tests -m faults
+
+test-classroom: venv  ## twelve kernels at once, from notebooks that nobody may write to (minutes, 15 GB of memory)
+	$(BIN)/python -m pytest tests -m classroom
 
 test-lab: venv  ## every chapter through JupyterLab in a browser, in quick mode (minutes)
 	$(BIN)/python -m pytest tests/test_lab.py -m lab

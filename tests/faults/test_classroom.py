@@ -1,4 +1,7 @@
-"""A classroom: twelve learners run a chapter at the same moment, from notebooks that none of them may change."""
+"""A classroom: twelve learners run a chapter at the same moment, from notebooks that none of them may change.
+
+`make test-classroom`; it takes 15 GB of memory.
+"""
 
 import hashlib
 import os
@@ -11,13 +14,13 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name != "posix", reason="mounts and measures as POSIX does")]
+pytestmark = [pytest.mark.classroom, pytest.mark.skipif(os.name != "posix", reason="mounts and measures as POSIX does")]
 LEARNERS = 12
 
 #: What Jupyter, IPython, Matplotlib and Keras keep in a home.
 SETTINGS = {".cache", ".config", ".ipython", ".jupyter", ".keras", ".local"}
 
-#: TensorFlow's own temporary files, which stay when a kernel is shut down.
+#: TensorFlow's own temporary files, compiled or not, which stay when a kernel is shut down.
 AUTOGRAPH = "__autograph_generated_file"
 
 
@@ -69,7 +72,7 @@ def test_twelve_kernels_at_once_and_every_chapter(handout, tmp_path, tried):
         assert learner.returncode == 0, output[-3_000:]
     assert digest(handout) == before
     assert {path.name for path in home.iterdir()} <= SETTINGS, "a chapter wrote into the home"
-    left = {path.name for path in temporary.iterdir() if not path.name.startswith(AUTOGRAPH)}
+    left = [path for path in temporary.rglob("*") if path.is_file() and not path.name.startswith(AUTOGRAPH)]
     assert not left, "a chapter left temporary files"
     unit = 1 if sys.platform == "darwin" else 1_024
     in_full = [nbformat.read(chapter, 4).metadata["vae_utils"]["peak_memory_mb"] for chapter in chapters]
