@@ -204,7 +204,8 @@ def test_an_interrupt_from_the_keyboard(tmp_path, tried):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert "KeyboardInterrupt" in errors and process.returncode != 0
+    # When it arrives inside TensorFlow's C code, that may report it as a SystemError.
+    assert ("KeyboardInterrupt" in errors or "SystemError" in errors) and process.returncode != 0
     assert finish(start(tmp_path / "run"))[1] == EPOCHS * BATCHES
     tried()
 
