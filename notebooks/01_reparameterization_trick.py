@@ -34,10 +34,12 @@
 # **Time.** About 40 minutes to read, 15 to 30 seconds to run on two CPU cores.
 
 # %%
+import os
 import sys
 
-if "google.colab" in sys.modules:
+if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
     get_ipython().run_line_magic("pip", "install -q --no-deps git+https://github.com/every-equation-executed/vae@main")
+    import vae_utils  # if it is missing, pip says why above: is this notebook online? (on Kaggle, switch Internet on)
 
 # %%
 import keras

@@ -34,10 +34,12 @@
 # `VAE_UTILS_QUICK=1` in the environment it takes less than a minute and trains on a small part of the digits.
 
 # %%
+import os
 import sys
 
-if "google.colab" in sys.modules:
+if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
     get_ipython().run_line_magic("pip", "install -q --no-deps git+https://github.com/every-equation-executed/vae@main")
+    import vae_utils  # if it is missing, pip says why above: is this notebook online? (on Kaggle, switch Internet on)
 
 # %%
 import tempfile

@@ -32,7 +32,7 @@ Windows (PowerShell):
     vae\\Scripts\\pip install --no-index --find-links wheels "vae-utils[cpu,notebooks]"
     {windows_data}vae\\Scripts\\jupyter lab notebooks
 
-The second line takes a few minutes and about 2.5 GB of disk.
+The second line takes a few minutes and up to 2.5 GB of disk.
 {data}
 The book, to read without running anything: book/index.html
 """
