@@ -45,7 +45,7 @@ test-lab: venv  ## every chapter through JupyterLab in a browser, in quick mode 
 
 test-oldest:  ## unit tests and quick notebooks on the oldest supported versions, in an environment of their own
 	test -x $(OLDEST)/bin/jupyter || { $${PYTHON:-python3} -m venv $(OLDEST) && $(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
-		-c tests/oldest.txt -e ".[cpu,notebooks,dev]"; }
+		-c tests/oldest.txt -e ".[$(EXTRAS)]"; }
 	$(OLDEST)/bin/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(subst $(BIN),$(OLDEST)/bin,$(NBVAL))
 
@@ -60,7 +60,7 @@ test-colab: venv  ## every notebook in quick mode on Colab's versions, installed
 	$(BIN)/python -m pytest tests/test_colab.py -m colab
 
 test-repeat: venv  ## every notebook twice in quick mode: the same outputs and the same weights (ONLY=04)
-	VAE_UTILS_QUICK=1 $(BIN)/python tools/repeat_notebooks.py $(ONLY)
+	VAE_UTILS_QUICK=1 $(BIN)/python -m tools.repeat_notebooks $(ONLY)
 
 verify: venv  ## every notebook at full length on real MNIST, the faults, the book in a browser
 	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
