@@ -1,4 +1,6 @@
-"""Run each notebook twice, and compare what is checked and what was learned. Usage: python -m tools.repeat_notebooks [NN ...]
+"""Run each notebook twice, and compare what is checked and what was learned.
+
+Usage: python -m tools.repeat_notebooks [NN ...]
 
 Compared are the outputs of the cells that carry `nbval-check-output`, and the weights of every model that is left at
 the end. Nothing is written.
