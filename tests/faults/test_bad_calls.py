@@ -299,7 +299,8 @@ def test_densities(tried, name, choose):
     function, names = DENSITIES[name]
     values = (0, 0.25, 1, -1, 80, -80, np.nan)
     given = [
-        choose.draw(objects_or(arrays(((3, 2), (1, 2), (2,), (3, 4), (0, 2), (), (5, 3, 2)), values))) for _ in names
+        choose.draw(objects_or(arrays(((3, 2), (1, 2), (2,), (3, 1), (3, 4), (0, 2), (), (5, 3, 2)), values)))
+        for _ in names
     ]
     result = outcome(lambda: function(*given), *(f"`{part}`" for part in names), "Received")
     tried()
