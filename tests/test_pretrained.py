@@ -15,9 +15,9 @@ MANIFEST = json.loads((FOLDER / "manifest.json").read_text("utf-8"))
 
 
 def test_manifest_and_files_match():
-    assert {path.stem for path in FOLDER.glob("*.keras")} == set(MANIFEST)
+    assert {path.name for path in FOLDER.iterdir()} == {"manifest.json"} | {f"{name}.weights.h5" for name in MANIFEST}
     for name, entry in MANIFEST.items():
-        assert hashlib.sha256((FOLDER / f"{name}.keras").read_bytes()).hexdigest() == entry["sha256"]
+        assert hashlib.sha256((FOLDER / f"{name}.weights.h5").read_bytes()).hexdigest() == entry["sha256"]
 
 
 @pytest.mark.parametrize("name", MANIFEST)

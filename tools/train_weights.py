@@ -44,8 +44,9 @@ def train(name, digits):
         print(name, "seed", seed, "validation −ELBO", losses[seed], flush=True)
         best = vae if losses[seed] == min(losses.values()) else best
 
-    path = FOLDER / f"{name}.keras"
-    models.VAE(best.encoder, best.decoder).save(path)  # a new VAE has no optimizer to save
+    path = FOLDER / f"{name}.weights.h5"
+    # Not a `.keras` file, which a Keras older than this one may refuse; and a new VAE has no optimizer to save.
+    models.VAE(best.encoder, best.decoder).save_weights(path)
     return {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "model": {builder: arguments},

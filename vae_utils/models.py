@@ -353,10 +353,13 @@ def load_pretrained(name):
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     if name not in manifest:
         raise ValueError(f"`name` must be one of {sorted(manifest)}. Received: {name!r}")
-    path = folder / f"{name}.keras"
+    path = folder / f"{name}.weights.h5"
     if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[name]["sha256"]:
         raise ValueError(f"{path} is not the file in the manifest (its SHA-256 differs): install vae_utils again.")
-    return keras.saving.load_model(path, compile=False)
+    [(builder, arguments)] = manifest[name]["model"].items()
+    vae = {"dense_vae": dense_vae, "conv_vae": conv_vae}[builder](**arguments)
+    vae.load_weights(path)
+    return vae
 
 
 def _batches(array, batch_size):
