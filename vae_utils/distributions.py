@@ -90,7 +90,7 @@ def to_tensors(**named):
         np.broadcast_shapes(*[[1 if size is None else size for size in tensor.shape] for tensor in tensors])
     except (TypeError, ValueError) as error:
         names = ", ".join(f"`{name}`" for name in named)
-        raise ValueError(f"{names} must hold real numbers, in shapes that broadcast. Received: {error}") from error
+        raise ValueError(f"{names} must be real and must have shapes that broadcast. Received: {error}") from error
     return [ops.cast(tensor, dtype) for tensor in tensors]
 
 
