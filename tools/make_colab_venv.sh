@@ -4,8 +4,13 @@ set -euo pipefail
 venv=$1
 cmp -s tests/colab.txt "$venv/colab.txt" && exit 0
 
-for python in python3.12 python3.13 "${PYTHON:-python3}"; do
-    "$python" -c "" 2>/dev/null && break
+python=${PYTHON:-python3}
+for version in 3.13 3.12; do
+    # Without its variable, pyenv starts only the versions that its user has chosen.
+    if PYENV_VERSION=$version "python$version" -c "" 2>/dev/null; then
+        python=python$version
+        export PYENV_VERSION=$version
+    fi
 done
 echo "Creating $venv with $("$python" --version), where Colab has 3.12 or 3.13 (about 2 GB, a few minutes) ..."
 rm -rf "$venv"
