@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 import vae_utils.models
@@ -30,8 +32,13 @@ def test_loads(name):
 @pytest.mark.mnist
 @pytest.mark.parametrize("name", MANIFEST)
 def test_reaches_what_the_manifest_says(name, mnist):
-    reached = -evaluation.elbo(load_pretrained(name), mnist.x_test, num_samples=10, seed=0).mean()
-    assert reached == pytest.approx(MANIFEST[name]["test_negative_elbo"], abs=0.01)  # four digits
+    vae = load_pretrained(name)
+    first, other = (-evaluation.elbo(vae, mnist.x_test, num_samples=10, seed=seed) for seed in (0, 1))
+    # Four digits where the noise is the manifest's; a backend with other noise for the same seed: 4 standard errors.
+    four_errors = 4 * np.std(first - other, ddof=1) / np.sqrt(len(first))
+    tolerance = 0.01 if keras.backend.backend() == "tensorflow" else four_errors
+    assert first.mean() == pytest.approx(MANIFEST[name]["test_negative_elbo"], abs=tolerance)
+    assert four_errors < 0.1
 
 
 def test_unknown_names_and_other_files_are_refused(monkeypatch):
