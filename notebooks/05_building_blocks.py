@@ -64,7 +64,7 @@ tf.get_logger().setLevel("ERROR")  # building one model after another is no reas
 keras.utils.set_random_seed(0)
 plt.rcParams["font.size"] = 11
 FULL = not vae_utils.QUICK
-print("full run" if FULL else "quick run: fewer digits, fewer epochs")
+print("full run" if FULL else "quick run: fewer digits, fewer steps")
 
 # %% [markdown]
 # You need few digits: 20,000 to train on, and 2,000 of the last training digits to choose by (**validation**). The
@@ -73,6 +73,7 @@ print("full run" if FULL else "quick run: fewer digits, fewer epochs")
 
 # %%
 digits = load_mnist(offline="optical-digits")
+CLAIMS = FULL and digits.name == "mnist"  # what the text says about trained models is said about these
 held_out = len(digits.x_train) // 12
 n_train, n_val = (20_000, 2_000) if FULL else (1_000, 200)
 x_train, x_val, x_test = digits.x_train[:-held_out][:n_train], digits.x_train[-held_out:][:n_val], digits.x_test
@@ -327,7 +328,7 @@ for part in ("encoder", "decoder"):
     noise = g.var(axis=0, ddof=1).sum(axis=1).mean()
     variances[part] = g.mean(axis=0).var(axis=0).sum() - noise / R, noise
     print(f"{part}: V_images {variances[part][0]:8.2f}, V_noise {variances[part][1]:8.2f}")
-if FULL:
+if CLAIMS:
     assert variances["encoder"][1] > variances["encoder"][0] and variances["decoder"][1] < variances["decoder"][0] / 5
 
 # %% [markdown]
@@ -381,20 +382,22 @@ legend = ax.legend()
 
 # %% tags=["eq-5.5"]
 c_encoder, c_decoder = 784 * 256 + 256 * 2 * LATENT, LATENT * 256 + 256 * 784
+assert c_encoder + c_decoder == sum(np.prod(w.shape) for w in network.weights if len(w.shape) == 2)
 tried = np.geomspace(0.01, 100, 100_001)
 for part, (images, noise) in variances.items():
     best = np.sqrt(noise / images * c_encoder / c_decoder)
     variance = (images + noise / tried) * (c_encoder + tried * c_decoder)
     assert np.isclose(tried[variance.argmin()], best, rtol=1e-3)
     print(f"{part}: S* = {best:.2f}")
-    assert not FULL or (1 < best < 3 if part == "encoder" else best < 0.5)
+    assert not CLAIMS or (1 < best < 3 if part == "encoder" else best < 0.5)
 
 # %% [markdown]
 # The encoder would take between one and two samples, the decoder less than one, which you cannot draw. So one sample is
 # a good choice, and the rest of the budget goes into more images.
 #
-# See whether a training agrees. One image with $S$ samples costs $1 + S$ halves of a network. A batch of 100 images
-# with one sample each costs as much as 33 images with 5 samples, or 4 with 50. All get the same number of steps.
+# See whether a training agrees. The encoder and the decoder cost about the same, and an image with $S$ samples goes
+# once through the one and $S$ times through the other. So a batch of 100 images with one sample each costs as much as
+# 33 images with 5 samples, or 4 with 50. All get the same number of steps.
 #
 # The samples can also be used in another way. Chapter 02 put the average inside the logarithm:
 #
@@ -436,6 +439,7 @@ bounds = {K: np.log(weights[:, :K].mean(axis=1)) for K in (1, 5, 50)}
 exact = stats.norm(0, np.sqrt(1 + 0.25)).logpdf(1.0)
 expected_elbo = integrate.quad(lambda z: stats.norm.pdf(z) * stats.norm(z, 0.5).logpdf(1.0), -10, 10)[0]
 error = {K: values.std() / np.sqrt(len(values)) for K, values in bounds.items()}
+assert abs(weights.mean() / np.exp(exact) - 1) < 4 * weights.std() / weights.mean() / np.sqrt(weights.size)
 assert abs(bounds[1].mean() - expected_elbo) < 4 * error[1]
 assert abs(np.log(weights).mean() - expected_elbo) < 4 * error[1], "E_50 has the mean of L_1"
 assert expected_elbo < bounds[5].mean() - 4 * error[5] < bounds[50].mean() - 4 * error[50] < exact
@@ -463,15 +467,15 @@ for (name, S, batch_size), (net, seconds) in runs.items():
     print(f"  {difference.mean():+.2f} ± {error:.2f}")
 
 # %%
-change = {key: np.mean(tighter - scores["ELBO", 1, 100][1]) for key, (_, tighter) in scores.items()}
-loser = {key: loss.mean() for key, (loss, _) in scores.items()}
-if FULL:
-    assert change["ELBO", 50, 4] > 5 > change["ELBO", 5, 33] > 1 and change["weighted", 50, 4] > 5
-    assert -2 < change["ELBO", 5, 100] < 1 and change["weighted", 5, 100] < change["ELBO", 5, 100] + 0.5
-    assert loser["weighted", 5, 100] > loser["ELBO", 5, 100]
+mean = {key: np.mean(values, axis=1) for key, values in scores.items()}
+change = {key: tighter - mean["ELBO", 1, 100][1] for key, (_, tighter) in mean.items()}
+if CLAIMS:
+    assert all(change[name, 50, 4] > 5 > change[name, 5, 33] > 0 for name in ("ELBO", "weighted"))
+    assert abs(change["ELBO", 5, 100]) < 3 and change["weighted", 5, 100] < change["ELBO", 5, 100] + 0.5
+    assert mean["weighted", 5, 100][0] > mean["ELBO", 5, 100][0]
 for name in ("ELBO", "weighted"):
-    values = [scores["ELBO", 1, 100], scores[name, 5, 33], scores[name, 50, 4]]
-    print(f"{name:<8} with 1 / 5 / 50 samples: −L₅₀", " / ".join(f"{tighter.mean():.2f}" for _, tighter in values))
+    values = [mean[key][1] for key in [("ELBO", 1, 100), (name, 5, 33), (name, 50, 4)]]
+    print(f"{name:<8} with 1 / 5 / 50 samples: −L₅₀", " / ".join(f"{tighter:.2f}" for tighter in values))
 
 # %% [markdown]
 # At equal cost, more samples lose. In the first kind, 5 of them raise $-\mathcal L_{50}$ by 3.62 nats and 50 by 14.46:
@@ -531,7 +535,8 @@ class Bernoulli(Likelihood):
 
 # %% [markdown]
 # Put the parts together. The last three lines of `call` are the whole model: posterior, prior, likelihood. Keras adds
-# up the losses of the layers, so the estimator is one draw, averaged over the batch.
+# up the losses of the layers, so the estimator is one draw, averaged over the batch. `encode` and `decode` put all that
+# they are given side by side: here one array, in the last sections two.
 
 
 # %%
@@ -708,7 +713,9 @@ for name, kl_layer in swaps.items():
     difference = losses[name] - losses["analytic KL"]
     error = difference.std() / np.sqrt(len(difference))
     print(f"{name:<18} −ELBO {losses[name].mean():.2f}, to the first {difference.mean():+.2f} ± {error:.2f}")
-    assert not FULL or abs(difference.mean()) < 5
+    assert not CLAIMS or abs(difference.mean()) < 10
+swaps["analytic KL"](ops.convert_to_tensor(binary_val))
+assert abs(sum(map(float, swaps["analytic KL"].losses)) - losses["analytic KL"].mean()) < 3, "one draw against ten"
 
 # %% [markdown]
 # All four work, and they lie within a nat of each other. The ± is for the choice of images alone. The first two rows
@@ -859,9 +866,9 @@ for a in (-20.0, -1.0, 0.5, 3.0):
 #
 # $$ \log p(x|z) = -\frac{(x - a)^2}{2 \sigma^2} - \log \sigma - \tfrac12 \log 2\pi \tag{5.13} $$
 #
-# With $\sigma = 1$ this is half the squared error, and a constant. One pixel then weighs little against the KL
-# divergence: a squared error of 0.01 makes 0.005 nats. $\sigma$ can be learned as well, one for all pixels. No search
-# is needed: set the derivative of the average over all $N$ pixels of all images in $\sigma$ to zero,
+# With $\sigma = 1$ this is half the squared error, and a constant. One pixel then costs half its squared error, which
+# is little beside the KL divergence. $\sigma$ can be learned as well, one for all pixels. No search is needed: set the
+# derivative of the average over all $N$ pixels of all images in $\sigma$ to zero,
 #
 # $$ \hat\sigma^2 = \frac1N \sum_{n=1}^{N} (x_n - a_n)^2 \tag{5.14} $$
 #
@@ -945,6 +952,8 @@ for a in (-0.4, 0.0, 0.3, 1.1):
     edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 255, [np.inf]])
     np.testing.assert_allclose(mass, np.diff(stats.logistic(a, 0.05).cdf(edges)), rtol=1e-3, atol=1e-6)
     assert abs(mass.sum() - 1) < 1e-4
+    draws = np.round(255 * layer.draw(np.full(20_000, a), np.random.default_rng(0)))
+    assert abs(np.mean(draws < 80) - mass[:80].sum()) < 4 * np.sqrt(0.25 / 20_000)
     print(f"a = {a:4.1f}: mass of level 0 {mass[0]:.3f}, the most of any other {mass[1:].max():.3f}")
 
 # %% [markdown]
@@ -988,7 +997,7 @@ sigma, optimum = float(np.exp(model.likelihood.log_sigma)), np.sqrt(np.mean(squa
 model.likelihood.log_sigma.assign(np.log(optimum))
 gain = nats["Gaussian, σ learned"] - negative_elbo(model, grey_val)
 print(f"learned σ {sigma:.4f}, by (5.14) {optimum:.4f}; to set it so gains {gain.mean():.2f} nats per image")
-assert (1 < sigma / optimum < 1.3 and gain.mean() > 1) or not FULL
+assert (1 < sigma / optimum < 1.3 and gain.mean() > 1) or not CLAIMS
 
 # %% [markdown]
 # It is still too large. Adam divides each step by the size of earlier gradients, and those of $\sigma$ were large at
@@ -1005,7 +1014,7 @@ a = np.array(model.decode(model.draw(*model.encode(ops.convert_to_tensor(grey_va
 reward, doubled = (np.mean(model.likelihood.log_prob(np.zeros_like(a), factor * a)) for factor in (1, 2))
 print(f"{always_paper.sum()} pixels are paper in all training digits; there a is {a.mean():.0f} on average")
 print(f"log-density of these pixels together: {reward:.0f} nats; with every a doubled {doubled:.0f} nats")
-assert np.isclose(doubled - reward, always_paper.sum() * np.log(2), rtol=1e-3) or not FULL
+assert np.isclose(doubled - reward, always_paper.sum() * np.log(2), rtol=1e-3) or not CLAIMS
 
 # %% [markdown]
 # So 652 of the 3,359 nats are not about digits: they are a reward for saying "paper" ever louder at pixels that are
@@ -1105,7 +1114,7 @@ for name, model in list(fitted.items())[2:]:
     error = values[1].std() / np.sqrt(len(grey_test)) / (784 * np.log(2))
     print(f"{name:<22}{'      –' if 'logistic' in name else f'{density:7.3f}'}   {test_bits[name]:6.3f} ± {error:.3f}")
     densities[name] = density
-if FULL:
+if CLAIMS:
     continuous, plain, learned, logistic = test_bits
     assert densities[continuous] < densities[learned] < densities[plain]
     assert test_bits[logistic] < min(test_bits[plain], test_bits[learned]) < test_bits[continuous] < 8
@@ -1179,6 +1188,7 @@ def log_joint(model, t, y):  # log p(y|t,z) p(z) for each point, a row, at each 
 # %% tags=["eq-5.17"]
 joint = log_joint(conditional, t_new, y_new)
 exact = special.logsumexp(joint, axis=1) + np.log(step)
+np.testing.assert_allclose(np.sum(np.exp(joint - exact[:, None]), axis=1) * step, 1)  # the true posterior is a density
 z_mean, z_log_var = (np.array(part, "float64") for part in conditional.encode(y_new, t_new))
 log_q = stats.norm(z_mean, np.exp(z_log_var / 2)).logpdf(grid)
 gap = np.sum(np.exp(log_q) * (log_q - (joint - exact[:, None])), axis=1) * step
@@ -1210,7 +1220,7 @@ labels = axes[1].set(title="conditional VAE", xlabel="t")
 # %%
 near = np.abs(np.abs(made) - branch(t_new)) < 3 * 0.05
 print(f"{near.mean():.1%} of the draws lie within three standard deviations of a branch")
-assert not FULL or (near.mean() > 0.6 and exact.mean() > plain.mean() + 1)
+assert not CLAIMS or (near.mean() > 0.5 and exact.mean() > plain.mean() + 1)
 
 # %% [markdown]
 # Least squares answers with the mean of the two branches, where no point lies, and its $\sigma$ must cover both. The
@@ -1233,11 +1243,12 @@ z, step = np.linspace(-10, 10, 20_001, retstep=True)
 q, prior = stats.norm(0.7, 0.6).pdf(z), stats.norm.pdf(z)
 for x in (0, 1):
     log_both = stats.bernoulli.logpmf(x, special.expit(2 * z)) + stats.bernoulli.logpmf(1, special.expit(1 - 3 * z))
-    log_joint = np.log(np.sum(np.exp(log_both) * prior) * step)
+    log_evidence = np.log(np.sum(np.exp(log_both) * prior) * step)
     elbo = np.sum(q * log_both) * step - np.sum(q * (np.log(q) - np.log(prior))) * step
-    posterior = np.exp(log_both) * prior / np.exp(log_joint)
+    posterior = np.exp(log_both) * prior / np.exp(log_evidence)
+    assert np.isclose(np.sum(posterior) * step, 1)
     gap = np.sum(q * (np.log(q) - np.log(posterior))) * step
-    assert elbo < log_joint and np.isclose(log_joint - elbo, gap), "the gap is the KL to the posterior of both"
+    assert elbo < log_evidence and np.isclose(log_evidence - elbo, gap), "the gap is the KL to the posterior of both"
 
 # %% [markdown]
 # For a digit without a label the term with $y$ drops out. Write labels as rows of ten, with a 1 at the class, and
@@ -1314,7 +1325,7 @@ for seed in range(3 if FULL else 1):
     answer = np.argmax(joint.to_classes(joint.encode(ops.convert_to_tensor(grey_val))[0]), axis=1)
     pixels, z = rivals[seed]
     print(f"labels {seed}: pixels {pixels:.1%}, z {z:.1%}, p(x|z) p(y|z) {np.mean(answer == y_val):.1%}")
-    assert not FULL or min(pixels, z, np.mean(answer == y_val)) > 0.65
+    assert not CLAIMS or min(pixels, z, np.mean(answer == y_val)) > 0.65
 
 # %% [markdown]
 # Pixels and codes come out close together; over twenty choices the codes are a percentage point behind. Training on
@@ -1325,15 +1336,16 @@ for seed in range(3 if FULL else 1):
 # ## In this notebook
 #
 # - A VAE has four parts, prior, posterior, likelihood and estimator, and each was replaced alone.
-# - With `epsilon` as an input, `Multiply` and `Add` make the same $z$ as `Sampling`; the target needs an axis for the samples, and
-#   without it a batch of 3 with 3 samples gives wrong numbers and no error.
-# - The variance of a batch gradient is $(V_\text{images} + V_\text{noise}/S)/B$, measured at the encoder and at the decoder. At equal cost one sample
-#   per image beats 5 and 50.
-# - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate agrees with the closed form, and
-#   opens it to a mixture prior and a Laplace posterior.
-# - Six likelihoods on one network: two coins, a density on [0, 1], two Gaussians, and masses on 256 levels. As densities and as
-#   probabilities of levels they come in different orders.
-# - The same class solved a regression with two answers, and with one more layer learned classes from 100 labels.
+# - With `epsilon` as an input, `Multiply` and `Add` make the same $z$ as `Sampling`. The target needs an axis for the
+#   samples; a batch of 3 with 3 samples gives wrong numbers without it, and no error.
+# - The variance of a batch gradient is $(V_\text{images} + V_\text{noise}/S)/B$. The best $S$ is 1.40 for the encoder and
+#   0.23 for the decoder. At equal cost $-\mathcal L_{50}$ is 117.32 with one sample, 120.94 with 5, 131.77 with 50.
+# - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate, 17.303 ± 0.010, agrees with the
+#   closed form, 17.310, and admits a mixture prior and a Laplace posterior.
+# - Six likelihoods stood on one network. As a density the continuous Bernoulli leads, with −6.188 bits per dimension; as a
+#   probability of 256 levels it comes last, with 3.369, and the discretized logistic first, with 1.769.
+# - The same class solved a regression with two answers: $\log p(y|t)$ is 0.522, where least squares has −1.182.
+# - With 100 labels, pixels gave 77.6 % right, codes 76.5 %, and the joint model 77.3 to 78.8 %.
 #
 # ## Exercises
 #
@@ -1495,7 +1507,7 @@ else:
 #     return nats_per_image - 784 * np.log(255)
 # ```
 #
-# 4,344 nats for a change of units. No architecture gains as much.
+# Divided by $784 \log 2$ this is the 7.994 bits per dimension of the table above, for a change of units.
 #
 # </details>
 #
