@@ -186,8 +186,9 @@ def linked(builder, docname, text, equations):
 
 
 def on_build_finished(app, exception):
-    """Leave out source maps, and 1.5 MB of icons that the theme's style sheet and font draw as well."""
+    """Leave out source maps, the README's figure, and 1.5 MB of icons that the theme's style and font draw as well."""
     static = Path(app.outdir) / "_static"
+    (static / "manifold.png").unlink(missing_ok=True)
     for path in static.rglob("*.map"):
         path.unlink()
     for path in static.rglob("*.js"):
