@@ -17,22 +17,24 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/every-equation-executed/vae/blob/main/notebooks/06_richer_posteriors.ipynb)
 #
-# **What you'll do.** You replace the encoder's Gaussian by posteriors that tilt, bend, and at last have no formula at all, and
-# measure what each gains.
+# **What you'll do.** You replace the encoder's Gaussian by posteriors that tilt, bend, and at last have no formula at
+# all, and measure what each gains.
 #
 # **What you'll learn**
 #
 # - to see, digit by digit, what a diagonal Gaussian loses against the true posterior;
-# - to write planar and coupling flows, and to check each of their densities;
-# - to measure the gap exactly, by quadrature, as a flow gets longer;
+# - to write two kinds of flow, which are posteriors that bend, and to check each of their densities;
+# - to measure the gap by a sum over a grid, without sampling, as a flow gets longer;
 # - to compare a Gaussian and a flow with 40 latent dimensions at an equal training budget;
-# - to train a posterior with a discriminator, and to catch its "ELBO" above $\log p(x)$;
+# - to train a posterior with a discriminator, a network that tells two piles of draws apart, and to catch its "ELBO"
+#   above $\log p(x)$;
 # - to say when any of this is worth it.
 #
-# **What you'll need.** Basic Keras, the ELBO of chapter 02, and of chapter 04 the section "Measure what the ELBO hides".
+# **What you'll need.** Basic Keras, the ELBO of chapter 02, and of chapter 04 the section "Measure what the ELBO
+# hides".
 #
-# **Time.** 45 minutes to read. The full run takes 5 to 9 minutes on two cores without a GPU. With `VAE_UTILS_QUICK=1` in the
-# environment it takes less than a minute and trains for fewer steps.
+# **Time.** 45 minutes to read. The full run takes 5 to 9 minutes on two cores without a GPU. With `VAE_UTILS_QUICK=1`
+# in the environment it takes less than a minute and trains for fewer steps.
 
 # %%
 import os
@@ -73,13 +75,14 @@ print("full run" if FULL else "quick run: fewer digits, fewer steps")
 # The ELBO lies below $\log p_\theta(x)$ by a KL divergence, the **gap**. To see what shape costs, keep everything else
 # out of the way:
 #
-# - The decoder is fixed: the dense VAE that ships with `vae_utils`, with two latent dimensions. So $\log p_\theta(x)$ and the
-#   true posterior are fixed, too, and a grid gives both.
-# - Pixels are thrown to 0 or 1, so that $p_\theta(x)$ is a probability.
-# - There are 60 digits, and $q$ is trained on the digits that it is scored on. Nothing is to be generalised here: what
-#   chapter 04 called the amortization gap is made as small as it gets, and what remains is shape.
+# - The decoder is fixed: the dense VAE that ships with `vae_utils`, with two latent dimensions. So $\log p_\theta(x)$
+#   and the true posterior are fixed, too, and a grid gives both.
+# - Each pixel is drawn as 0 or 1, with its grey value as the probability of 1. So $p_\theta(x)$ is a probability.
+# - There are 60 digits, and $q$ is trained on the digits that it is scored on. Nothing is to be generalised here. This
+#   keeps small what chapter 04 called the amortization gap, so that most of what remains is shape.
 #
-# Each digit comes twice: whole, and as its ten top rows. The rows below stay hidden, and the likelihood leaves their pixels out.
+# Each digit comes twice: whole, and as its ten top rows. The rows below stay hidden, and the likelihood leaves their
+# pixels out.
 
 # %%
 digits = load_mnist(offline="optical-digits")
@@ -95,11 +98,12 @@ print({view: tuple(images.shape) for view, images in x.items()})
 ax = plotting.plot_digits(np.concatenate([x_val[:10], x_val[:10] * VISIBLE["top"]]).reshape(-1, 28, 28))
 
 # %% [markdown]
-# Cover the upper row and read the lower one. Several digits could go on from such an arc, so you expect wide posteriors with
-# odd shapes.
+# Cover the upper row and read the lower one. Several digits could go on from such an arc, so expect wide posteriors
+# with odd shapes.
 #
-# The decoder for a view is the trained one with the hidden pixels' outputs taken away. `log_joint` adds the prior. As in the
-# whole chapter, every number is in nats per image, summed over the pixels in view and over the latent dimensions.
+# The decoder for a view is the trained one with the hidden pixels' outputs taken away. `log_joint` adds the prior. As
+# in the whole chapter, every number is in nats per image, summed over the pixels in view and over the latent
+# dimensions.
 
 
 # %%
@@ -121,7 +125,8 @@ def log_joint(decoder, x, z):  # log p(x|z) + log p(z), one image for each z
 
 
 # %% [markdown]
-# Now the grid of (4.6), for both views: the table of $\log p_\theta(x, z_k)$ at all cells, its sum $\log p_\theta(x)$, the posterior.
+# Now the grid of (4.6), for both views: the table of $\log p_\theta(x, z_k)$ at all cells, its sum $\log p_\theta(x)$,
+# the posterior.
 
 # %%
 POINTS, LIMIT = (250 if FULL else 150), 4.5
@@ -150,9 +155,13 @@ for view in x:
 # %% [markdown]
 # ### Write a posterior with room for more
 #
-# A posterior must do two things: turn noise into a code, and say how dense it is there. `Posterior` does both in one call. It places noise by
-# a mean and a standard deviation for each image, as every encoder so far. The list `bends` is empty for now. What you put
-# in it later reshapes the noise *before* it is placed.
+# A posterior must do two things: turn noise into a code, and say how dense it is there. `Posterior` does both in one
+# call. It places noise by a mean and a standard deviation for each image, as every encoder so far. Placing stretches
+# axis $j$ by $\sigma_j$ and thins the density by as much: hence the last term, minus $\tfrac12 \sum_j \log \sigma_j^2$.
+#
+# The list `bends` is empty for now. What you put in it later reshapes the noise *before* it is placed. A bend gets the
+# noise and `h`, what the hidden layer makes of the image. It returns the moved noise and `log_det`, the logarithm of
+# how much it stretched space there.
 
 
 # %%
@@ -174,8 +183,8 @@ class Posterior(keras.Model):
 
 
 # %% [markdown]
-# `Inference` joins it with a decoder. All it computes is $\log w = \log p_\theta(x, z) - \log q_\phi(z|x)$ for one draw per
-# image. The average of $\log w$ is the ELBO, so minus that is the loss.
+# `Inference` joins it with a decoder. All it computes is $\log w = \log p_\theta(x, z) - \log q_\phi(z|x)$ for one draw
+# per image. The average of $\log w$ is the ELBO (2.10), so minus that is the loss.
 
 
 # %%
@@ -199,9 +208,9 @@ class Inference(keras.Model):
 
 # %% [markdown]
 # Training needs a good start. A $q$ that begins far from the posterior may settle at a wrong bump and stay there, since
-# $\mathrm{KL}(q \,\|\, p)$ doesn't punish what it misses (chapter 02). So `place` first teaches the network, by least squares, the means
-# and variances of the true posteriors: by (2.8) these are the best Gaussian in the other direction of the KL. Then
-# `train` climbs the ELBO.
+# $\mathrm{KL}(q \,\|\, p)$ doesn't punish what it misses (chapter 02). So `place` first teaches the network, by least
+# squares, the means and log-variances of the true posteriors. By (2.8) the Gaussian with these is the best in the other
+# direction of the KL. Then `train` climbs the ELBO.
 
 
 # %%
@@ -248,13 +257,16 @@ def free_graph(model):  # a trained model needs its training step no more, and t
 # %% [markdown]
 # ### Measure the gap without any luck
 #
-# An average over $z \sim q$ is an average over the noise that makes $z$. The noise has two dimensions and a known density, so put a grid
-# on *it*: nodes $\varepsilon_k$ in $[-5, 5]^2$ with weights $\omega_k \propto N(\varepsilon_k; 0, I)$ that add up to 1. For each digit
+# An average over $z \sim q$ is an average over the noise that makes $z$. The noise has two dimensions and a known
+# density, so put a grid on *it*: points $\varepsilon_k$ in $[-5, 5]^2$, called nodes, with weights
+# $\omega_k \propto N(\varepsilon_k; 0, I)$ that add up to 1. The gap is $\log p_\theta(x)$ minus the ELBO, so for each
+# digit
 #
 # $$ \text{gap} = \log p_\theta(x) - \mathbb E_{\varepsilon}[\log w(x, \varepsilon)]
 #    \approx \log p_\theta(x) - \sum_k \omega_k \log w(x, \varepsilon_k). \tag{6.1} $$
 #
-# This works for every $q$ that makes $z$ from $\varepsilon$, whatever its shape, and needs no inverse.
+# This works for every $q$ that makes $z$ from two numbers $\varepsilon$ and says how dense it is there, as `Posterior`
+# does. It needs no inverse.
 
 # %%
 NODES = 40 if FULL else 24
@@ -277,8 +289,9 @@ for view in x:
     gap["diagonal", view] = gaps(diagonal[view], view)
 
 # %% [markdown]
-# The gap is also $\mathrm{KL}(q_\phi(z|x) \,\|\, p_\theta(z|x))$, and for a Gaussian $q$ that is a sum over the cells of the other grid,
-# the one in $z$. So check (6.1) by a sum that uses no decoder at the nodes and no noise:
+# By (2.11) the gap is also $\mathrm{KL}(q_\phi(z|x) \,\|\, p_\theta(z|x))$. For a Gaussian $q$ the density is known at
+# any $z$, so this is a sum over the cells of the other grid, the one in $z$. Check (6.1) by that sum, which uses
+# neither nodes nor noise:
 
 # %% tags=["eq-6.1"]
 h = diagonal["top"].posterior.hidden(x["top"])
@@ -296,7 +309,7 @@ for view in x:
     values = gap["diagonal", view]
     print(f"{view:<6} mean gap {values.mean():.3f}, median {np.median(values):.3f}, largest {values.max():.2f} nats")
 
-# %% mystnb={"figure": {"caption": "The gap of a diagonal Gaussian, digit by digit, each view in the order of its size.", "name": "fig-06-gaps"}, "image": {"alt": "Two rising curves of sixty dots on a logarithmic axis of nats. The dots for the top rows lie above those for whole digits nearly everywhere; both range over more than a factor of ten."}}
+# %% mystnb={"figure": {"caption": "The gap of a diagonal Gaussian, digit by digit, each view in the order of its size.", "name": "fig-06-gaps"}, "image": {"alt": "Two rising curves on a logarithmic axis of nats, sixty orange squares for the top rows and fifty-nine blue dots for whole digits, which begin at place 2. The squares lie above the dots; both range over more than a factor of ten."}}
 figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for view, color, marker in (("whole", BLUE, "o"), ("top", ORANGE, "s")):
     ax.semilogy(np.arange(1, N + 1), np.sort(gap["diagonal", view]), marker, color=color, markersize=4, label=view)
@@ -304,8 +317,12 @@ ax.set(xlabel="digit, by the size of its gap", ylabel="gap, nats")
 legend = ax.legend(title="view")
 
 # %% [markdown]
-# The gap differs from digit to digit by more than a factor of ten. With the top rows alone it is larger: 0.437 nats on average, against
-# 0.244 for whole digits. Now look at the true posteriors.
+# The gap differs from digit to digit by more than a factor of ten. With the top rows alone it is larger: 0.437 nats on
+# average, against 0.244 for whole digits. At the far left one blue dot is missing: for that digit the sums give zero or
+# less, which no KL is and which has no place on a logarithmic axis. The posteriors of whole digits are narrow, some
+# only a few cells wide, as the next figure shows, so trust their mean more than the smallest of their gaps.
+#
+# Now look at the true posteriors.
 
 
 # %%
@@ -340,19 +357,23 @@ for ax in axes[:, 0]:
     label = ax.set_ylabel("$z_1$")
 
 # %% [markdown]
-# Above, the posteriors of whole digits lean. An upright ellipse that must not leave the patch is shorter than the patch. Below, posteriors are wider, and
-# some come in pieces: the fewer pixels you see, the more codes explain them. At the lower right, $q$ sits on one faint piece and leaves the dark one alone. A
-# $q$ on one piece pays minus the logarithm of that piece's share of the mass.
+# Above, the posteriors of whole digits lean. An upright ellipse that must not leave the patch is shorter than the
+# patch. Below, the posteriors reach further, and two come in pieces: the fewer pixels you see, the more codes explain
+# them. (The scales differ from panel to panel.) At the lower right, $q$ sits on a piece so faint that you hardly see
+# it, and leaves the dark one alone. Inside a piece, the posterior is the piece's own density times its share of the
+# mass. So a $q$ on one piece pays minus the logarithm of that share, and more if it doesn't match the piece.
 #
 # ## Let it tilt: full covariance
 #
-# The first thing that a diagonal Gaussian can't do is lean. Let it: with a lower triangular matrix $L$ whose diagonal is positive,
+# The first thing that a diagonal Gaussian can't do is lean. Let it: with a lower triangular matrix $L$ whose diagonal
+# is positive,
 #
 # $$ z = \mu + L \varepsilon, \qquad \log q_\phi(z|x) = \log N(\varepsilon; 0, I) - \sum_j \log L_{jj} \tag{6.2} $$
 #
-# is a Gaussian with covariance $L L^\top$. Every covariance has such an $L$ (Cholesky), and the determinant of a triangular
-# matrix is the product of its diagonal. Write $L = \operatorname{diag}(\sigma) (I + M)$ with $M$ strictly lower triangular: `Posterior` does
-# the $\sigma$, and the bend `Tilt` does $I + M$, whose determinant is 1.
+# is a Gaussian with covariance $L L^\top$. Every covariance matrix that has an inverse has such an $L$ (Cholesky). The
+# density of $z$ is that of $\varepsilon$ divided by $\det L$, the factor by which $L$ stretches space; for a triangular
+# matrix it is the product of the diagonal. Write $L = \operatorname{diag}(\sigma) (I + M)$ with $M$ strictly lower
+# triangular: `Posterior` does the $\sigma$, and the bend `Tilt` does $I + M$, whose determinant is 1.
 
 
 # %%
@@ -371,8 +392,9 @@ class Tilt(layers.Layer):
 
 
 # %% [markdown]
-# Bends start as the identity, so before a check their weights are shaken. SciPy knows the density of a Gaussian with any
-# covariance. The covariance comes from what the layer does to unit vectors, in three dimensions.
+# `Tilt` starts as the identity: its weights are zero, and so is $M$. A check needs more, so `shake` gives a layer
+# random weights. SciPy knows the density of a Gaussian with any covariance. Here the covariance comes from what the
+# posterior does to unit vectors, in three dimensions.
 
 
 # %%
@@ -404,29 +426,31 @@ for view in x:
         assert after < before
 
 # %% [markdown]
-# For whole digits, leaning was most of it: 80 % of the gap is gone with one more number per image. For the top rows it is 58 %. What is left there is curved, or in
-# pieces.
+# For whole digits, leaning was most of it: 80 % of the gap is gone with one more number per image. For the top rows it
+# is 58 %. Look at the figure again for what can be left there: patches that are curved, or in pieces.
 #
 # ## Bend it: flows
 #
-# To curve, $z$ must be a curved function of the noise. Take an invertible function $f$ with Jacobian matrix $J_f$. A small patch around
-# $\varepsilon$ is stretched by $|\det J_f|$ on its way to $z$, and its mass stays the same. So the density is divided by that factor. Put $K$
-# such functions one after another, $\varepsilon = z_0 \to z_1 \to \dots \to z_K = z$, and the logarithms add up:
+# To curve, $z$ must be a curved function of the noise. Take an invertible function $f$ with Jacobian matrix $J_f$. A
+# small patch around $\varepsilon$ is stretched by $|\det J_f|$ on its way to $z$, and its mass stays the same. So the
+# density is divided by that factor. Put $K$ such functions one after another,
+# $\varepsilon = z_0 \to z_1 \to \dots \to z_K = z$, and the logarithms add up:
 #
 # $$ \log q(z_K) = \log N(z_0; 0, I) - \sum_{k=1}^{K} \log \left| \det J_{f_k}(z_{k-1}) \right| \tag{6.3} $$
 #
-# This is a **normalizing flow**. The loop in `Posterior` is (6.3). What remains is to find functions whose determinant
-# is cheap.
+# This is a **normalizing flow**. The loop in `Posterior` is (6.3), and placing is its last step. What remains is to
+# find functions whose determinant is cheap. The check of (6.3) waits until you have some.
 #
 # ### Planar: push along one direction
 #
-# Squeeze or stretch space across a line: with vectors $u$, $w$ and a number $b$,
+# Take vectors $u$, $w$ and a number $b$, all from the image, and push:
 #
 # $$ f(z) = z + u \tanh(w^\top z + b) \tag{6.4} $$
 #
-# Far from the line $w^\top z + b = 0$ everything is moved by the same $u$ or $-u$; near it, space is stretched along $u$. The Jacobian
-# is $I + u\, w^\top (1 - \tanh^2)$, the identity plus a matrix of rank one. For those, the determinant is a scalar product
-# (the matrix determinant lemma):
+# Far from the line $w^\top z + b = 0$ everything is moved by the same $u$ or $-u$; near it, space is stretched or
+# squeezed. The derivative of $\tanh$ is $1 - \tanh^2$, so the Jacobian is $I + (1 - \tanh^2)\, u\, w^\top$: the
+# identity plus a matrix $u v^\top$ of rank one. Such a matrix has the determinant $1 + v^\top u$ (the matrix
+# determinant lemma):
 #
 # $$ \log \left| \det J_f(z) \right| = \log \left| 1 + (1 - \tanh^2(w^\top z + b))\, w^\top u \right| \tag{6.5} $$
 
@@ -460,9 +484,10 @@ for latent_dim in (2, 5):
     np.testing.assert_allclose(log_det, by_autodiff, rtol=1e-6, atol=1e-9)
 
 # %% [markdown]
-# Is it invertible? Along $w$, (6.4) moves $a = w^\top z$ to $a + w^\top u \tanh(a + b)$. This grows with $a$ as long as
-# $w^\top u \ge -1$. Otherwise it folds: two points land on one, and (6.3) no longer holds, since mass from both arrives there. See it for
-# $w^\top u = -3$:
+# Is it invertible? Along $w$, (6.4) moves $a = w^\top z$ to $a + w^\top u \tanh(a + b)$. Its derivative,
+# $1 + w^\top u\,(1 - \tanh^2)$, isn't negative as long as $w^\top u \ge -1$, since $1 - \tanh^2$ is at most 1.
+# Otherwise it folds: two points land on one, and (6.3) no longer holds, since mass from both arrives there. See it for
+# $w^\top u = -3$ and $b = 0$:
 
 # %%
 scalar = lambda a: a - 3 * np.tanh(a)  # noqa: E731
@@ -473,9 +498,11 @@ assert abs(scalar(0) - scalar(other)) < 1e-9
 # %% [markdown]
 # So don't use $u$ as it comes. Replace its part along $w$ so that the product stays above $-1$:
 #
-# $$ \hat u = u + \left[ m(w^\top u) - w^\top u \right] \frac{w}{\|w\|^2}, \qquad m(a) = \log(1 + e^a) - 1 > -1 \tag{6.6} $$
+# $$ \hat u = u + \left[ m(w^\top u) - w^\top u \right] \frac{w}{\|w\|^2},
+#    \qquad m(a) = \log(1 + e^a) - 1 > -1 \tag{6.6} $$
 #
-# so that $w^\top \hat u = m(w^\top u)$.
+# Multiply by $w^\top$ to see that $w^\top \hat u = m(w^\top u)$: the fraction gives $w^\top w / \|w\|^2 = 1$, and
+# $w^\top u$ cancels.
 
 
 # %%
@@ -495,7 +522,9 @@ class Planar(layers.Layer):
 
 
 # %% [markdown]
-# To invert a planar step, solve one equation for the number $a$; bisection does it. The cell goes there and back for a thousand random steps.
+# To invert a planar step, solve one equation for the number $a$. Bisection does it: halve an interval again and again,
+# and keep the half with the solution. The second cell goes there and back for a thousand random steps. Its smallest
+# kept product is printed as −1.000, which is rounded; the assert says that it lies above −1.
 
 
 # %%
@@ -528,12 +557,14 @@ print(f"smallest product: free {free.min():.1f}, kept {product.min():.3f}")
 #
 # $$ a' = a, \qquad b' = b \odot e^{s(a)} + t(a), \qquad \log \left| \det J \right| = \sum_j s_j(a) \tag{6.7} $$
 #
-# The Jacobian is triangular: $b'$ depends on $a$ in a complicated way, but this lands below the diagonal. And the way back needs
-# no equation to be solved and no inverse of the network:
+# The Jacobian is triangular: $b'$ may depend on $a$ in any way, but this lands below the diagonal. On the diagonal
+# stand ones for $a$ and $e^{s_j}$ for $b$, and the logarithm of their product is the sum of the $s_j$. The way back
+# needs no equation to be solved and no inverse of the network, for $a' = a$ gives you $s$ and $t$ again:
 #
 # $$ a = a', \qquad b = (b' - t(a')) \odot e^{-s(a')} \tag{6.8} $$
 #
-# The next layer leaves the other half alone (`flip`). $s$ is kept within ±2, which keeps the first steps of training calm.
+# The next layer leaves the other half alone (`flip`). In the code $s$ is kept within ±2, so that no layer stretches by
+# more than $e^2$. A coupling starts as the identity, like `Tilt`.
 
 
 # %%
@@ -586,8 +617,9 @@ for flip in (False, True):
     assert np.abs(np.array(moved) - z).max() > 0.5
 
 # %% [markdown]
-# Now the whole chain. If (6.3) is right, the density of $z$ adds up to one over the plane. To look up the density at a given $z$, run
-# the chain backwards. The cell does so for eight shaken couplings, and for one planar step of each sign by bisection.
+# Now the whole chain. If (6.3) is right, the density of $z$ adds up to one over the plane. To look up the density at a
+# given $z$, run the chain backwards. The second cell does so for eight shaken couplings and, by bisection, for two
+# planar steps, one that stretches and one that squeezes.
 
 
 # %%
@@ -647,7 +679,7 @@ for kind, values in longest.items():
     if FULL:
         assert closed > 0.5, "at least half"
 
-# %% mystnb={"figure": {"caption": "The exact gap, averaged over the digits' top rows, against the length of the flow.", "name": "fig-06-lengths"}, "image": {"alt": "The coupling curve falls from 0.20 nats at length 1 to 0.16 at lengths 4 and 16; the planar curve stays near 0.19. A dotted level at 0.44 marks the diagonal Gaussian and a dashed one at 0.19 full covariance."}}
+# %% mystnb={"figure": {"caption": "The gap by (6.1), averaged over the digits' top rows, against the length of the flow.", "name": "fig-06-lengths"}, "image": {"alt": "The coupling curve falls from 0.20 nats at length 1 to 0.16 at lengths 4 and 16; the planar curve stays near 0.19. A dotted level at 0.44 marks the diagonal Gaussian and a dashed one at 0.19 full covariance."}}
 figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for (kind, _), color, marker in zip(FLOWS.items(), (BLUE, ORANGE), "os", strict=True):
     ax.plot(LENGTHS, [gap[f"{kind} {K}", "top"].mean() for K in LENGTHS], color=color, marker=marker, label=kind)
@@ -659,9 +691,13 @@ ax.minorticks_off()
 legend = ax.legend()
 
 # %% [markdown]
-# Both kinds close more than half of the diagonal's gap, and most of that is tilt. Planar flows end near full covariance at every length, 0.186 to 0.198 nats, and
-# after these 1,000 steps the longest is no better than the shortest. Four couplings pass full covariance, 0.160 nats against 0.186, and sixteen gain hardly more: 0.157.
-# So length pays at first, and then hardly. Draw the three digits of the lower row above once more, with the longest couplings. The rings are again images of circles of noise.
+# Both kinds close more than half of the diagonal's gap, but so did tilt alone. Planar flows end near full covariance at
+# every length, 0.186 to 0.198 nats, and after these 1,000 steps the longest is no better than the shortest. Four
+# couplings pass full covariance, 0.160 nats against 0.186, and sixteen gain hardly more: 0.157. (One training each, so
+# don't read much into the third decimal.) For couplings, length pays at first, and then hardly.
+#
+# Draw the three digits of the lower row above once more, with the longest couplings. The rings are again images of
+# circles of noise.
 
 # %% mystnb={"figure": {"caption": "True posteriors of three digits' top rows (shading): rings of the full covariance (top) and of the longest coupling flow (bottom).", "name": "fig-06-flows"}, "image": {"alt": "Six panels. Top row: leaning ellipses. Bottom row: rings of much the same place and size, egg-shaped on the first patch and stretched over two pieces on the second. On the third, both sit on one faint piece and leave the dark one out."}}
 long_flow = flows[f"coupling {LENGTHS[-1]}"]
@@ -679,18 +715,21 @@ for ax in axes[-1]:
     label = ax.set_xlabel("$z_0$")
 
 # %% [markdown]
-# Where the posterior is one curved piece, the flow's rings bend with it. Where it is two pieces, the flow stretches a bridge from one to the other or
-# stays on one. At the right, neither moves: this $q$ is at a local optimum, and no draw tells it of the other pieces. Invertible functions can't tear a disc
-# apart, and the ELBO gives them no reason to jump.
+# At the left, tilt had done nearly all: the rings become egg-shaped, and the gap goes from 0.06 to 0.05. In the middle,
+# the flow's rings stretch over two pieces and leave the third alone: 0.66 to 0.58. At the right, neither leaves its
+# faint piece: 1.87 and 1.75. Training sees the posterior only where $q$ draws, and these draws lie far from the dark
+# piece. And a continuous invertible function can't tear a disc apart: it can stretch it over two pieces, with a thin
+# bridge between.
 #
 # ## Try it where no grid reaches: 40 latent dimensions
 #
-# Now a VAE proper: decoder and posterior trained together, 40 latent dimensions, whole digits. There is no grid any more. The
-# importance-weighted bound (2.26) of chapter 02 stands in for $\log p_\theta(x)$: the logarithm of an average of weights $w$, which for many
-# draws comes close from below. The gap printed is that bound minus the ELBO, so a lower bound of the true gap.
+# Now a VAE proper: decoder and posterior trained together, 40 latent dimensions, whole digits. There is no grid any
+# more. The importance-weighted bound (2.26) of chapter 02 stands in for $\log p_\theta(x)$: the logarithm of an average
+# of weights $w$, here of 200. With more draws it comes closer, from below. How close it is here, no cell tells. The
+# bound minus the ELBO is, on average, less than the true gap.
 #
-# Same data, same number of steps, same decoder, three seeds; only the bends differ: none, or four couplings. A step with couplings takes
-# longer, so a third model gets no bends and half as many steps again.
+# Same data, same number of steps, same size of decoder, three seeds; only the bends differ: none, or four couplings. A
+# step with couplings takes longer, so a third model gets no bends and half as many steps again.
 
 # %%
 DIM, SEEDS, WIDE_STEPS = 40, (3 if FULL else 1), (1_200 if FULL else 50)
@@ -754,31 +793,36 @@ for name in ("diagonal", "diagonal, longer"):
         assert min(gains) > 0, "at an equal number of steps the flow wins"
 
 # %% [markdown]
-# At an equal number of steps, the couplings win by 2 nats, in every seed and by many standard errors. The bound rises, and the gap shrinks too. But their steps take
-# about one and a half times as long. Give the diagonal posterior half as many steps more, which takes about as long as the couplings took, and it wins by more than 2 nats, in
-# every seed. These models are young: after six epochs, more training still buys more than more shape. So "equal budget" decides the answer, and it must say
-# which budget.
+# Where the cell says $\log p(x)$, it compares the bounds; the ± is for the choice of test digits. At an equal number of
+# steps, the couplings win by 2 nats, in every seed and by many standard errors. But their steps take about one and a
+# half times as long. Give the diagonal posterior half as many steps more, which takes nearly as long as the couplings
+# took, and it wins by more than 2 nats, in every seed. These models are young: after six epochs, more training still
+# buys more than more shape. So "at an equal budget" must say which budget, for that decides the answer.
 #
-# Rezende and Mohamed (2015) report 85.1 nats for flows of length 80. That is quoted; ours is scaled: a small network, 20,000 digits binarized once, six epochs, 300
-# test digits. Don't read our number as a verdict on theirs.
+# Rezende and Mohamed (2015) report 85.1 nats for flows of length 80. That is quoted. Our models are smaller and trained
+# for less: 20,000 digits binarized once, six epochs, 300 test digits. Don't read our number as a verdict on theirs.
 #
 # ## Drop the formula: adversarial variational Bayes
 #
-# A flow pays for its density: every step must be invertible, with a cheap determinant. Suppose that $z$ comes out of *any* network fed with the
-# image and noise. Drawing is easy; $\log q_\phi(z|x)$ has no formula. But the ELBO needs it in one place only,
-# $\mathrm{KL}(q \,\|\, p(z)) = \mathbb E_q[\log q - \log p]$, and there only as a *ratio* of two densities, from both of which you can draw. A ratio can be
-# learned.
+# A flow pays for its density: every step must be invertible, with a cheap determinant. Suppose that $z$ comes out of
+# *any* network fed with the image and noise. Drawing is easy; $\log q_\phi(z|x)$ has no formula. Such a posterior is
+# called **implicit**. But the ELBO needs $\log q$ in one place only,
+# $\mathrm{KL}(q \,\|\, p(z)) = \mathbb E_q[\log q - \log p]$, and there only as a *ratio* of two densities, from both
+# of which you can draw. A ratio can be learned.
 #
 # ### Learn a ratio by telling two piles apart
 #
-# Let a network $T$, the **discriminator**, tell draws of $q$ from draws of $p$. It says "from $q$" with probability $\operatorname{sigmoid}(T(z))$ and is
-# trained by cross-entropy. At each $z$ separately, the best answer is
+# Let a network $T$, the **discriminator** (`critic` in the code), tell draws of $q$ from draws of $p$, as many of each.
+# It says "from $q$" with probability $\operatorname{sigmoid}(T(z))$ and is trained by cross-entropy, an average over
+# both piles. So the number $t = T(z)$ is scored in proportion to $q(z)$ for the one pile and to $p(z)$ for the other.
+# At each $z$ separately, the best answer is
 #
 # $$ T^*(z) = \arg\max_t \left[ q(z) \log \operatorname{sigmoid}(t) + p(z) \log(1 - \operatorname{sigmoid}(t)) \right]
 #    = \log q(z) - \log p(z) \tag{6.9} $$
 #
-# because the derivative in $t$, $q(z)(1 - \operatorname{sigmoid}(t)) - p(z) \operatorname{sigmoid}(t)$, is zero where
-# $\operatorname{sigmoid}(t) = q / (q + p)$. Let an optimizer look for the best $t$ at a few $z$:
+# because the derivative in $t$, $q(z)(1 - \operatorname{sigmoid}(t)) - p(z) \operatorname{sigmoid}(t)$, falls as $t$
+# grows and is zero where $\operatorname{sigmoid}(t) = q / (q + p)$, that is, $e^t = q / p$. Let an optimizer look for
+# the best $t$ at a few $z$:
 
 # %% tags=["eq-6.9"]
 for z in (-2.0, 0.0, 0.7, 1.5):
@@ -788,7 +832,7 @@ for z in (-2.0, 0.0, 0.7, 1.5):
     print(f"z = {z:4.1f}: best t {found:8.4f}, log q − log p {np.log(q) - np.log(p):8.4f}")
 
 # %% [markdown]
-# So the average of a perfect discriminator over draws of $q$ is the KL divergence:
+# So the average of a perfect discriminator over draws of $q$ is the KL divergence (2.4):
 #
 # $$ \mathrm{KL}(q \,\|\, p) = \mathbb E_{z \sim q}[T^*(z)] \tag{6.10} $$
 #
@@ -797,8 +841,10 @@ for z in (-2.0, 0.0, 0.7, 1.5):
 # $$ z_0 = m_0 + s_0 \varepsilon_0, \quad z_1 = m_1 + s_1 (\varepsilon_1 + \varepsilon_0^2 - 1), \qquad
 #    \mathrm{KL}(q \,\|\, p) = \tfrac12 \left[ m_0^2 + m_1^2 + s_0^2 + 3 s_1^2 \right] - 1 - \log s_0 s_1. \tag{6.11} $$
 #
-# It is a flow: $\varepsilon_1$ is shifted by an amount that depends on $\varepsilon_0$ alone, so the determinant is $s_0 s_1$. The rest is (2.18), with the variance of
-# $\varepsilon_1 + \varepsilon_0^2 - 1$, which is $1 + 2 = 3$.
+# It is a flow: $\varepsilon_1$ is shifted by an amount that depends on $\varepsilon_0$ alone, so the determinant is
+# $s_0 s_1$. By (6.3) and (2.16), $\mathbb E_q[\log q] = -\log 2\pi - 1 - \log s_0 s_1$. By (2.17),
+# $\mathbb E_q[\log p]$ needs only means and variances, and $\varepsilon_1 + \varepsilon_0^2 - 1$ has mean 0 and
+# variance $1 + 2 = 3$.
 
 # %%
 m, s = np.array([1.5, -0.5], "float32"), np.array([0.15, 0.05], "float32")
@@ -827,13 +873,15 @@ print(f"KL {banana_kl:.3f} nats")
 # %% [markdown]
 # ### Give it an easier question: adaptive contrast
 #
-# The banana is a hundred times smaller than the prior. Nearly every pair of draws is told apart at a glance, so the discriminator has little reason to
-# learn *how far* apart they are. Compare $q$ with something nearer: a Gaussian $r$ with the mean and the variances of $q$. Since $\log q - \log p = (\log q - \log r) + (\log r - \log p)$,
+# The banana is much smaller than the prior: $s_0 s_1 = 0.0075$. Nearly every pair of draws is told apart at a glance,
+# so the discriminator has little reason to learn *how far* apart they are. Compare $q$ with something nearer: a
+# diagonal Gaussian $r$ with the means and the variances of $q$. Since
+# $\log q - \log p = (\log q - \log r) + (\log r - \log p)$,
 #
 # $$ \mathrm{KL}(q \,\|\, p) = \mathrm{KL}(q \,\|\, r) + \mathbb E_q[\log r(z) - \log p(z)] \tag{6.12} $$
 #
-# The discriminator learns the first term only. The second has formulas for both densities and is averaged over draws. This is **adaptive
-# contrast** (Mescheder, Nowozin & Geiger, 2017).
+# The discriminator learns the first term only, from draws of $q$ and of $r$. The second has formulas for both densities
+# and is averaged over draws. This is **adaptive contrast** (Mescheder, Nowozin & Geiger, 2017).
 
 # %% tags=["eq-6.12"]
 center, spread = m, s * np.sqrt([1, 3]).astype("float32")  # by (6.11)
@@ -844,9 +892,10 @@ assert abs(first.mean() + second.mean() - banana_kl) < 4 * best.std() / np.sqrt(
 print(f"for the discriminator {first.mean():.3f}, by formulas {second.mean():.3f} nats")
 
 # %% [markdown]
-# Train a discriminator both ways, three seeds each, and look at the estimate of the KL on the way. With adaptive contrast the
-# discriminator sees $z$ measured in units of $r$: $(z - \text{mean})/\text{spread}$, for which $r$ becomes $N(0, I)$. The estimate is averaged
-# over the nodes, so what scatters is the discriminator.
+# Train a discriminator both ways, three seeds each, and look at the estimate of the KL on the way. With adaptive
+# contrast the discriminator sees $z$ measured in units of $r$: $(z - \text{mean})/\text{spread}$, for which $r$ becomes
+# $N(0, I)$. The ratio of two densities stays the same when both are measured in other units. The estimate is averaged
+# over the nodes of (6.1), so what scatters is the discriminator.
 
 
 # %%
@@ -912,23 +961,28 @@ if FULL:
     assert curves[False][:, k].max() < banana_kl, "half-trained, it says too little"
 
 # %% [markdown]
-# Against the prior the estimate climbs slowly. After 100 steps it is 3 nats short, after 2,000 still 0.6 to 0.8. With adaptive contrast it starts 0.5 nats short, because
-# the formulas already have the rest, and ends within 0.04 to 0.11. In all of them it is too *small* while the discriminator learns. Keep this in mind, for
-# a KL that is too small makes an ELBO that is too large.
+# Against the prior the estimate climbs slowly. After 100 steps it is 3 nats short, after 2,000 still 0.60 to 0.85. With
+# adaptive contrast it starts at 4.6 to 4.7, about half a nat short, because the formulas already have the rest. It ends
+# 0.04 to 0.11 short. In all six lines it is too *small* while the discriminator learns. Keep this in mind, for a KL
+# that is too small makes an ELBO that is too large.
 #
 # ### Catch the "ELBO" above log p(x)
 #
-# Put $T$ where the log-ratio stood. What you then maximise is often still called an ELBO:
+# Put $T$ where the log-ratio $\log q - \log p$ stood. What you then maximise is often still called an ELBO:
 #
 # $$ \text{“ELBO”} = \mathbb E_q[\log p_\theta(x|z) - T(z)]
 #    = \log p_\theta(x) - \underbrace{\mathrm{KL}(q \,\|\, p_\theta(z|x))}_{\text{gap}}
 #    + \underbrace{\mathrm{KL}(q \,\|\, p(z)) - \mathbb E_q[T(z)]}_{\text{error of the discriminator}} \tag{6.13} $$
 #
-# Without the last term it is (2.11). With it, nothing holds the sum below $\log p_\theta(x)$: as soon as the discriminator misses more than the gap, the "ELBO" is above.
-# **It is no bound.** And $q$ is trained to make it large, so it is drawn to where the discriminator misses most.
+# By (2.13) the true ELBO has the KL in place of $\mathbb E_q[T]$; add and subtract it, and use (2.11). Without the last
+# term nothing passes $\log p_\theta(x)$. With it, as soon as the discriminator's average is too small by more than the
+# gap, the "ELBO" is above. **It is no bound.** And $q$ is trained to make it large, so it is drawn to where $T$ is too
+# small.
 #
-# See it in a model with a known answer: $p(z) = N(0, I)$ in two dimensions, $x|z \sim N(z, 0.3^2 I)$, one $x$. The posterior is the Gaussian of (2.22), and $q$ is a
-# diagonal Gaussian, so it can match the posterior exactly. Only its KL is left to a discriminator. One step of the discriminator, one step of $q$, in turn.
+# See it in a model with a known answer: $p(z) = N(0, I)$ in two dimensions, $x|z \sim N(z, 0.3^2 I)$, one $x$. The
+# posterior is the Gaussian of (2.22), and $q$ is a diagonal Gaussian, so it can match the posterior exactly. Only its
+# KL is left to a discriminator. One step of the discriminator, one step of $q$, in turn: a duel, against the prior and
+# with adaptive contrast.
 
 # %%
 x_known, noise_var = np.array([2.0, -1.5], "float32"), 0.09
@@ -981,7 +1035,8 @@ def duel(adaptive, seed):
 duels = {adaptive: [duel(adaptive, seed) for seed in range(3 if FULL else 1)] for adaptive in (False, True)}
 
 # %% [markdown]
-# First check (6.13) at the end of a duel: the left side by the nodes, the right side by closed forms and the discriminator.
+# First check (6.13) at the end of the first duel: the left side by the nodes, the right side by closed forms and the
+# discriminator. At this one step the "ELBO" lies below the true one. It wavers, so the cell after that takes averages.
 
 # %% tags=["eq-6.13"]
 _, critic, mean, log_var = duels[False][0]
@@ -1020,15 +1075,18 @@ axes[0].set_ylabel("nats")
 legend = axes[1].legend(loc="lower right")
 
 # %% [markdown]
-# Look at the left panel. Around step 400, in all three seeds, the "ELBO" passes $\log p_\theta(x) = -4.79$, and it stays above, at about $-4.6$. No true ELBO can do this. The
-# true ELBO of the same $q$ nearly arrives, and then falls *away* from $\log p_\theta(x)$ while its claim stays high: $q$ has become too narrow (σ 0.24 to 0.25, where the posterior has 0.29), because the
-# discriminator charges too little for it. With adaptive contrast, claim and truth end at $-4.79$. That case is easy: $q$ is itself a Gaussian, so nothing is left
-# for the discriminator.
+# Look at the left panel. Around step 400, in all three seeds, the "ELBO" passes $\log p_\theta(x) = -4.79$. From then
+# on it wavers above; over the last 100 steps it is $-4.63$ to $-4.58$ on average. No true ELBO can do this. The true
+# ELBO of the same $q$ nearly arrives, and then falls *away* from $\log p_\theta(x)$ while its claim stays high. At the
+# end $q$ is too narrow (σ 0.24 to 0.25, where the posterior has 0.29): the discriminator charges too little for it.
+# With adaptive contrast, claim and truth end at $-4.79$. That case is easy: $q$ is itself a Gaussian, so nothing is
+# left for the discriminator.
 #
 # ### An implicit posterior for digits
 #
-# Now the digits' top rows. `Implicit` adds to the placed noise whatever a network makes of the image and of four noise numbers: no inverse, no determinant. The
-# discriminator sees the image and $z$. With adaptive contrast, the mean and the variances of $q(z|x)$ come from 16 draws per digit.
+# Now the digits' top rows. `Implicit` draws four noise numbers per image. It adds to the first two, before they are
+# placed, whatever a network makes of the image and of all four: no inverse, no determinant. The discriminator sees the
+# image and $z$. With adaptive contrast, the means and the variances of $q(z|x)$ come from 16 draws per digit.
 
 
 # %%
@@ -1096,13 +1154,16 @@ def train_adversarial(adaptive):
 adversarial = {adaptive: train_adversarial(adaptive) for adaptive in (False, True)}
 
 # %% [markdown]
-# How good is it? Its own objective can't tell. But you can draw as often as you like, and count: $Q_c$ is the share of 50,000 draws in cell $c$ of the grid, and $P_c$ the
-# true posterior's share. Then
+# How good is it? Its own objective can't tell. But you can draw as often as you like, and count: $Q_c$ is the share of
+# 50,000 draws in cell $c$ of the grid, and $P_c$ the true posterior's share. Then
 #
-# $$ \text{gap} = \mathrm{KL}(q \,\|\, p_\theta(z|x)) \approx \sum_c Q_c \log \frac{Q_c}{P_c} - \frac{C - 1}{2n} \tag{6.14} $$
+# $$ \text{gap} = \mathrm{KL}(q \,\|\, p_\theta(z|x))
+#    \approx \sum_c Q_c \log \frac{Q_c}{P_c} - \frac{C - 1}{2n} \tag{6.14} $$
 #
-# with $n$ draws in $C$ cells that are not empty. The last term takes off what counting adds by chance (Miller and Madow's correction of an entropy). Check it
-# on a posterior whose gap you know from (6.1), the longest couplings. A histogram needs no density, so it is as fair to the one as to the other.
+# with $n$ draws in $C$ cells that are not empty. Few draws scatter over the cells, so the counts look more uneven than
+# $q$ is, and the sum comes out too large. The last term takes that off, on average (Miller and Madow's correction of an
+# entropy). Check it on a posterior whose gap you know from (6.1), the longest couplings. Counting needs no density, so
+# it treats both kinds alike.
 
 # %%
 COUNTED = 50_000 if FULL else 20_000
@@ -1157,16 +1218,21 @@ for ax in axes[:, 0]:
     label = ax.set_ylabel("$z_1$")
 
 # %% [markdown]
-# Read the two lines above the figure. Against the prior, the claim is 0.94 nats *above* $\log p_\theta(x)$, and the posterior behind it has a gap of 4.4 nats, ten times the
-# diagonal Gaussian's. Whoever compares models by this "ELBO" chooses the worst. With adaptive contrast the claim stays below, 0.08 nats from the true ELBO. The
-# gap is 0.220. In the figure, the first digit is met but for its two ridges; for the second, $q$ lies between two pieces, and for the third on a faint one. 0.220 is half the diagonal's, near full covariance, and behind the couplings. It was trained with two updates of 960 draws a step, so the comparison is not at
-# an equal budget; the table has the processor time.
+# Read the two lines above the figure. Against the prior, the claim is 0.94 nats *above* $\log p_\theta(x)$, and the
+# posterior behind it has a gap of 4.4 nats, ten times the diagonal Gaussian's. Whoever chooses a model by this "ELBO"
+# chooses the worst. With adaptive contrast the claim stays below $\log p_\theta(x)$, 0.08 nats from the true ELBO. The
+# gap is 0.220: half the diagonal's, more than the 0.186 of full covariance, and more than that of any flow above.
+#
+# In the figure, the first digit is met but for its two ridges; for the second, $q$ lies between two pieces, and for the
+# third on a faint one. A step here was two updates with 960 draws each, against one with 240 for the flows. So the
+# comparison is not at an equal budget; the table has the processor time.
 #
 # ## When is it worth it?
 #
-# One table. Above, the top rows under a fixed decoder: the gap is exact (counted for the adversarial ones), and $\log p_\theta(x)$ is the same for all. Below, 40 latent dimensions with a
-# decoder of their own, averages over the seeds: there the gap is a lower bound, and $\log p_\theta(x)$ is the importance-weighted bound. Parameters are those of $q$, and of the
-# discriminator.
+# One table. Above, the top rows under a fixed decoder: the gap is that of (6.1), counted by (6.14) for the adversarial
+# ones, and $\log p_\theta(x)$ is the same for all. Below, 40 latent dimensions with a decoder of their own, averages
+# over the seeds. There the weighted bound stands for $\log p_\theta(x)$, and the gap is the one to this bound.
+# Parameters are those of $q$, and of the discriminator.
 
 # %%
 print(f"{'method':<23} parameters   CPU s    gap  log p(x), nats per image")
@@ -1191,31 +1257,42 @@ for name in POSTERIORS:
 # %% [markdown]
 # Read it from top to bottom.
 #
-# - **Full covariance** costs one more number per image and closes more than half of the gap. In two dimensions, begin here. Its price grows with the square of the latent dimensions.
-# - **Flows** gain a little more here. They keep an exact density, so you can still trust the ELBO and importance weights.
-# - **Adversarial** posteriors need no density. But they lose the bound, and without adaptive contrast they can end far from the truth and claim the opposite. Score them by something
-#   else than their own objective.
-# - With **40 dimensions**, couplings have the smallest gap, 5.8 nats against 8.0 and 7.3. The best $\log p_\theta(x)$ went to the diagonal posterior that was trained
-#   for longer. While a model is young, train it; when it has stopped improving and its gap is large, give the posterior more shape.
+# - **Full covariance** costs one more number per image and closes more than half of the gap. In two dimensions, begin
+#   here. Its price grows with the square of the number of dimensions.
+# - **Flows**: four couplings and sixteen gain a little more here; one coupling, and planar flows of any length, don't.
+#   Flows keep an exact density, so you can still trust the ELBO and importance weights.
+# - **Adversarial** posteriors need no density. But they lose the bound, and without adaptive contrast they can end far
+#   from the truth and claim the opposite. Score them by something else than their own objective.
+# - With **40 dimensions**, couplings have the smallest gap to the bound, 5.8 nats against 8.0 and 7.3. The best bound
+#   went to the diagonal posterior that was trained for longer. While a model is young, train it. More shape is worth a
+#   try when it has stopped improving and its gap is large; that case no cell here has measured.
 #
-# A published number for adversarial variational Bayes is 80.2 nats, with 81.9 for a VAE beside it (quoted; Mescheder and others, 2017). We didn't run that. By (6.13) such a number needs an independent score
-# beside it.
+# A published number for adversarial variational Bayes is 80.2 nats, with 81.9 for a VAE beside it (quoted; Mescheder
+# and others, 2017). We didn't run that. Whenever you read such a number, ask how it was scored: by (6.13), the method's
+# own objective won't do.
 #
 # ## In this notebook
 #
-# - A diagonal Gaussian leaves a gap of 0.244 nats on whole digits and 0.437 on their top rows, on digits that it was trained on. Tilt closes 80 % and 58 % of it.
-# - The densities of planar and coupling flows agree with autodiff's Jacobian, invert, and add up to 1 on a grid.
-# - On the top rows the gap falls from 0.437 to 0.157 nats with 16 couplings, measured by quadrature. A posterior in pieces stays out of reach.
-# - With 40 latent dimensions, 4 couplings gain 2.10 nats of $\log p_\theta(x)$ over a diagonal Gaussian at an equal number of steps (three seeds, 1.95 to 2.36), and lose 2.38 to one that got half as many steps more.
-# - A discriminator's KL is too small while it learns: 3 nats short after 100 steps, 0.3 with adaptive contrast.
-# - An adversarial "ELBO" is no bound. On digits it claimed 0.94 nats more than $\log p_\theta(x)$, with a true gap of 4.4.
+# - A diagonal Gaussian leaves a gap of 0.244 nats on whole digits and 0.437 on their top rows, on digits that it was
+#   trained on. Tilt closes 80 % and 58 % of it.
+# - Planar and coupling steps have inverses, their determinants agree with autodiff's Jacobian, and their densities add
+#   up to 1 on a grid.
+# - On the top rows the gap falls from 0.437 to 0.157 nats with 16 couplings, measured on a grid of noise. Pieces that
+#   lie far apart stay out of reach.
+# - With 40 latent dimensions, 4 couplings gain 2.10 nats of the weighted bound over a diagonal Gaussian at an equal
+#   number of steps (three seeds, 1.95 to 2.36), and lose 2.38 to one that got half as many steps more.
+# - A discriminator's KL is too small while it learns. For a banana it is 3 nats short after 100 steps, and 0.3 with
+#   adaptive contrast.
+# - An adversarial "ELBO" is no bound. On digits it claimed 0.94 nats more than $\log p_\theta(x)$, with a true gap of
+#   4.4.
 #
 # ## Exercises
 #
 # Write your answer in the first cell; the second one checks it.
 #
-# **1. Count the numbers.** A posterior gives each image its own shape. How many numbers per image does it need in $d$ dimensions: for a diagonal Gaussian, for full
-# covariance, and for a diagonal Gaussian with `K` planar steps? Return the three.
+# **1. Count the numbers.** A posterior gives each image its own shape. How many numbers per image does it need in $d$
+# dimensions: for a diagonal Gaussian, for full covariance, and for a diagonal Gaussian with `K` planar steps? Return
+# the three.
 
 
 # %% tags=["exercise"]
@@ -1241,13 +1318,15 @@ check_1(numbers_per_image) if numbers_per_image(2, 1) is not None else print("Ex
 #     return 2 * d, d + d * (d + 1) // 2, 2 * d + K * (2 * d + 1)
 # ```
 #
-# A mean and $d$ variances; a mean and a lower triangle with its diagonal; $u$, $w$ and $b$ for each step. Full covariance grows with $d^2$: 860 numbers at $d = 40$.
+# A mean and $d$ variances; a mean and a lower triangle with its diagonal; $u$, $w$ and $b$ for each step. Full
+# covariance grows with $d^2$: 860 numbers at $d = 40$.
 #
 # </details>
 #
-# **2. Bend around a point.** The *radial* flow moves points towards or away from a center $c$: $f(z) = z + \beta\,(z - c) / (\alpha + \|z - c\|)$, with
-# $\alpha > 0$. Return $f(z)$ and $\log |\det J|$ for `z` of shape `(n, d)`. With $r = \|z - c\|$ and $g = \beta / (\alpha + r)$, the determinant is
-# $(1 + g)^{d-1} (1 + g - \beta r / (\alpha + r)^2)$.
+# **2. Bend around a point.** The *radial* flow moves points towards or away from a center $c$:
+# $f(z) = z + \beta\,(z - c) / (\alpha + \|z - c\|)$, with $\alpha > 0$ and $\beta > -\alpha$, so that it doesn't fold.
+# Return $f(z)$ and $\log |\det J|$ for `z` of shape `(n, d)`. With $r = \|z - c\|$ and $g = \beta / (\alpha + r)$, the
+# determinant is $(1 + g)^{d-1} (1 + g - \beta r / (\alpha + r)^2)$.
 
 
 # %% tags=["exercise"]
@@ -1280,12 +1359,13 @@ check_2(radial) if radial(np.ones((1, 2)), np.zeros(2), 1.0, 1.0) is not None el
 #     return z + g[:, None] * (z - center), log_det
 # ```
 #
-# Across the radius, all $d - 1$ directions are stretched by $1 + g$.
+# Across the radius, all $d - 1$ directions are stretched by $1 + g$. Along it, $r$ becomes
+# $r + \beta r / (\alpha + r)$, and the derivative of this is the last factor.
 #
 # </details>
 #
-# **3. Run a flow backwards.** A flow is made of steps. `inverses` holds the inverse of each, in the order of the steps; each takes `z` and
-# returns `(z, log_det)`, both of the way back. Return $\log q(z)$ at given `z`, by (6.3).
+# **3. Run a flow backwards.** A flow is made of steps. `inverses` holds the inverse of each, in the order of the steps;
+# each takes `z` and returns `(z, log_det)`, both of the way back. Return $\log q(z)$ at given `z`, by (6.3).
 
 
 # %% tags=["exercise"]
@@ -1353,8 +1433,8 @@ check_4(best_discriminator) if best_discriminator(np.ones(1), 0.0, 1.0) is not N
 #
 # </details>
 #
-# **5. Say what you can trust.** You are given `claim` (an adversarial "ELBO"), `kl` (the true KL to the prior) and `mean_score` (the average of $T$ over draws of $q$). Return the
-# true ELBO.
+# **5. Say what you can trust.** You are given `claim` (an adversarial "ELBO"), `kl` (the true KL to the prior) and
+# `mean_score` (the average of $T$ over draws of $q$). Return the true ELBO.
 
 
 # %% tags=["exercise"]
@@ -1383,9 +1463,16 @@ check_5(true_elbo) if true_elbo(0.0, 0.0, 0.0) is not None else print("Exercise 
 #
 # ## Further reading
 #
-# - D. J. Rezende and S. Mohamed, [Variational Inference with Normalizing Flows](https://arxiv.org/abs/1505.05770) (2015): planar and radial flows for VAEs.
-# - L. Dinh, D. Krueger and Y. Bengio, [NICE: Non-linear Independent Components Estimation](https://arxiv.org/abs/1410.8516) (2014), and L. Dinh, J. Sohl-Dickstein and S. Bengio,
-#   [Density estimation using Real NVP](https://arxiv.org/abs/1605.08803) (2017): coupling.
-# - D. P. Kingma et al., [Improving Variational Inference with Inverse Autoregressive Flow](https://arxiv.org/abs/1606.04934) (2016).
-# - L. Mescheder, S. Nowozin and A. Geiger, [Adversarial Variational Bayes](https://arxiv.org/abs/1701.04722) (2017): the discriminator, and adaptive contrast.
-# - C. Cremer, X. Li and D. Duvenaud, [Inference suboptimality in variational autoencoders](https://arxiv.org/abs/1801.03558) (2018): which part of the gap is shape.
+# - D. J. Rezende and S. Mohamed, [Variational Inference with Normalizing Flows](https://arxiv.org/abs/1505.05770)
+#   (2015): planar and radial flows for VAEs.
+# - L. Dinh, D. Krueger and Y. Bengio,
+#   [NICE: Non-linear Independent Components Estimation](https://arxiv.org/abs/1410.8516) (2014), and L. Dinh, J.
+#   Sohl-Dickstein and S. Bengio, [Density estimation using Real NVP](https://arxiv.org/abs/1605.08803) (2017):
+#   coupling.
+# - D. P. Kingma et al.,
+#   [Improving Variational Inference with Inverse Autoregressive Flow](https://arxiv.org/abs/1606.04934) (2016).
+# - L. Mescheder, S. Nowozin and A. Geiger, [Adversarial Variational Bayes](https://arxiv.org/abs/1701.04722) (2017):
+#   the discriminator, and adaptive contrast.
+# - C. Cremer, X. Li and D. Duvenaud,
+#   [Inference suboptimality in variational autoencoders](https://arxiv.org/abs/1801.03558) (2018): which part of the
+#   gap is shape.
