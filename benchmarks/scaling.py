@@ -78,15 +78,16 @@ def measure():
 
 
 def draw(found, path=base.FOLDER / "scaling.png"):
-    figure, axes = plt.subplots(1, len(found), figsize=(3.1 * len(found), 3.1), layout="constrained")
-    for ax, (name, sweep) in zip(axes, found.items(), strict=True):
+    figure, axes = plt.subplots(3, 2, figsize=(6.8, 8.4), layout="constrained")
+    for ax, (name, sweep) in zip(axes.flat, found.items(), strict=False):
         x, y = np.array(sweep["x"]), np.array(sweep["seconds"])
         ax.loglog(x, y, "o-", color="#3f90da", label="measured")
         ax.loglog(x, y[0] * x / x[0], "--", color="#717581", label="linear from the first point")
         ax.set(xlabel=name, ylabel=sweep["unit"], title=f"exponent {sweep['exponent']:.2f}")
-        ax.set_xticks(x, [f"{value:,}" for value in x], rotation=45)
+        ax.set_xticks(x, [f"{value:,}" for value in x], rotation=30)
         ax.minorticks_off()
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False)
+    axes.flat[-1].set_axis_off()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,5 +1,7 @@
 """results.json as a table, for the terminal and for the book."""
 
+import statistics
+
 HEADER = ("row", "measured", "beside", "ours", "theirs", "ratio", "spread", "target", "met")
 
 
@@ -48,6 +50,22 @@ def markdown(results):
         lines.append("| " + " | ".join([f"{what} (`{name}`)", against, ours, theirs, ratio, target]) + " |")
     lines += ["", *(f"- `{row['name']}`: {row['note']}." for row in results["rows"] if row["note"])]
     return "\n".join([*lines, "", f"Measured on {machine_line(results['machine'])}"])
+
+
+def recipes(record):
+    """The trainings of ablation.json as a table, in Markdown."""
+    lines = [
+        "| training | −ELBO on validation digits, run by run | median | on test digits | processor seconds |",
+        "|" + "---|" * 5,
+    ]
+    for training in record.values():
+        runs = training["runs"]
+        validation, test, seconds = (
+            statistics.median(run[name] for run in runs) for name in ("validation", "test", "cpu_seconds")
+        )
+        each = " / ".join(f"{run['validation']:.2f}" for run in runs)
+        lines.append(f"| {training['what']} | {each} | {validation:.2f} | {test:.2f} | {seconds:.0f} |")
+    return "\n".join(lines)
 
 
 def text(results):

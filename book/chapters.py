@@ -1,5 +1,6 @@
 """What the book needs beyond Sphinx: buttons, equations to link to, and numbers read from the notebooks."""
 
+import json
 import re
 import struct
 import tomllib
@@ -10,6 +11,7 @@ import nbformat
 from docutils import nodes
 from sphinx.errors import ConfigError
 
+from benchmarks import table
 from tools.set_slug import current_slug
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,14 @@ def hub_links():
     return "```text\n" + "\n".join(links) + "\n```"
 
 
+def speed_tables():
+    """Return the benchmarks' table, and what the settings of chapter 04's recipe do."""
+    results, record = (
+        json.loads((ROOT / "benchmarks" / f"{name}.json").read_text("utf-8")) for name in ("results", "ablation")
+    )
+    return {"speed_table": table.markdown(results), "recipe_table": table.recipes(record)}
+
+
 # Chapters
 
 
@@ -200,7 +210,7 @@ def on_build_finished(app, exception):
 
 def on_config_inited(app, config):
     written = {"chapter_map": chapter_map(), "memory_table": memory_table(), "hub_links": hub_links()}
-    config.myst_substitutions = written | number_tables()
+    config.myst_substitutions = written | number_tables() | speed_tables()
 
 
 def setup(app):

@@ -30,7 +30,7 @@
 # **What you'll need.** Basic Keras, the sampling step of chapter 01 and the ELBO of chapter 02. You write every part
 # out here.
 #
-# **Time.** 50 minutes to read. The full run takes 4 to 7 minutes on two cores without a GPU. With `VAE_UTILS_QUICK=1`
+# **Time.** 50 minutes to read. The full run takes 4 to 9 minutes on two cores without a GPU. With `VAE_UTILS_QUICK=1`
 # in the environment it takes less than a minute and trains on a small part of the digits.
 
 # %%
@@ -738,8 +738,8 @@ assert abs(sum(map(float, swaps["analytic KL"].losses)) - losses["analytic KL"].
 
 # %% [markdown]
 # All four work, and in this run none is a nat away from the first. The ± is for the choice of images alone. The first
-# two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.69: so much can
-# be luck, and so can the 0.95 of the mixture. One short training says nothing against a prior or for it. Where do the
+# two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.71: so much can
+# be luck, and so can the 0.98 of the mixture. One short training says nothing against a prior or for it. Where do the
 # codes lie?
 
 # %% mystnb={"figure": {"caption": "Codes of the validation digits with the standard normal prior, left, and with the mixture prior, right. Dark lines: one standard deviation of the prior, or of each of its ten parts; pale circles: these parts before the training.", "name": "fig-05-priors"}, "image": {"alt": "Two scatter plots of two-dimensional codes in ten colours. Left, a cloud about 6 wide and 5 high, with a grey circle of radius 1 near its lower middle; the ones lie apart at the top right. Right, a similar cloud on a larger scale, with ten pale circles of radius 1, one of them far below it, and ten dark ellipses of different sizes over its middle."}}
@@ -1029,7 +1029,7 @@ assert (1 < sigma / optimum < 1.3 and gain.mean() > 1) or not CLAIMS
 
 # %% [markdown]
 # After the 1,000 steps it is still too large. You needn't wait for it: one line sets $\sigma$ to its best value, and
-# gains 6.42 nats. From here on the model keeps this value.
+# gains 6.44 nats. From here on the model keeps this value.
 #
 # Now the continuous Bernoulli, with its large negative number. Some pixels are 0 in every digit. The density there is
 # $a / (e^a - 1)$, about $-a$ when $a$ is far below 0: it grows as long as $a$ falls. Each doubling of $a$ then gains
@@ -1179,7 +1179,7 @@ for name in ("Gaussian, σ = 1", "Gaussian, σ learned"):
 # misses paper by 0.13 of a $\sigma$ and pays 1.06 bits per paper pixel; with the learned one it misses by 0.63 of a
 # $\sigma$ and pays 1.38. So the wide Gaussian forgives grey on paper. The
 # discretized logistic was trained for this question, and answers it best. All four stay below 8 bits. The other two
-# likelihoods have units of their own: 120.87 nats for the binarized test digits, 121.31 for the cross-entropy. So say
+# likelihoods have units of their own: 120.86 nats for the binarized test digits, 121.31 for the cross-entropy. So say
 # which question your number answers before you put it beside another.
 #
 # ## Regress when there are two answers
@@ -1413,8 +1413,8 @@ for seed in range(3 if FULL else 1):
     assert not CLAIMS or min(pixels, z, joint) > 0.6
 
 # %% [markdown]
-# Pixels and codes come out close together; over twenty choices of labels the codes of this VAE are 1.3 percentage
-# points behind. Training on everything at once gets 75.6 to 76.6 %: behind the pixels for two choices of labels, ahead
+# Pixels and codes come out close together; over twenty choices of labels the codes of this VAE are 1.2 percentage
+# points behind. Training on everything at once gets 75.7 to 76.5 %: behind the pixels for two choices of labels, ahead
 # for one. So with this network and this short training, you see no gain from 20,000 digits without labels. The weight's
 # choice was between single runs; 40,000 and 400,000 differ by less than a percentage point.
 #
@@ -1424,7 +1424,7 @@ for seed in range(3 if FULL else 1):
 # - With `epsilon` as an input, `Multiply` and `Add` make the same $z$ as `Sampling`. The target needs an axis for the
 #   samples; without it, one sample and a batch of 3 with 3 samples give wrong numbers, and no error.
 # - The variance of a batch gradient is $(V_\text{images} + V_\text{noise}/S)/B$. The best $S$ by (5.5) is 1.40 for the
-#   encoder's outputs and 0.23 for the logits. At equal cost $-\mathcal L_{50}$ is 128.83 with one sample, 132.74 with
+#   encoder's outputs and 0.23 for the logits. At equal cost $-\mathcal L_{50}$ is 128.83 with one sample, 132.73 with
 #   5, 148.55 with 50 (medians of three short runs, which agree in the order).
 # - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate, 17.303 ± 0.010, agrees with the
 #   closed form, 17.310, and admits a mixture prior and a Laplace posterior.
@@ -1432,8 +1432,8 @@ for seed in range(3 if FULL else 1):
 #   as a probability of 256 levels it comes last, with 3.369, and the discretized logistic first, with 1.769.
 # - The same class solved a regression with two answers: $\log p(y|t)$ is 0.522 in this run, where least squares has
 #   −1.182 and the truth 0.914.
-# - With 100 labels, over 20 choices, pixels gave 75.4 % right and codes 74.1 %. For three of these choices the joint
-#   model gave 75.6 to 76.6 %, and pixels 75.7 to 77.2 %.
+# - With 100 labels, over 20 choices, pixels gave 75.4 % right and codes 74.2 %. For three of these choices the joint
+#   model gave 75.7 to 76.5 %, and pixels 75.7 to 77.2 %.
 #
 # ## Exercises
 #

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import base, footprint, likelihood, recipes, scaling, table, training
+from benchmarks import ablation, base, floor, footprint, likelihood, recipes, scaling, table, training
 from vae_utils.models import conv_vae, dense_vae
 
 ROOT = Path(__file__).parent.parent
@@ -123,11 +123,35 @@ def test_flops_are_as_counted_by_hand():
     assert training.training_flops(conv_vae()) == 3 * 2 * conv
 
 
+@pytest.mark.parametrize("build, count", [(dense_vae, 5), (conv_vae, 9)])
+def test_floor_does_the_layers_products_and_no_more(build, count):
+    model = build()
+    parts = [*floor.with_kernels(model.encoder), *floor.with_kernels(model.decoder)]
+    assert len(parts) == count
+    for layer in parts:  # biases are zero before training
+        x = np.random.default_rng(0).standard_normal((3, *layer.input.shape[1:])).astype("float32")
+        np.testing.assert_allclose(layer.activation(floor.product(layer, x)), layer(x), atol=1e-5)
+
+
+def test_floor_is_a_part_of_the_whole():
+    note = floor.were_all_else_free(2.0, 9.0, "products")
+    assert "take 2 s" in note and note.endswith("4.5")
+
+
 def test_missing_package_gives_a_row_that_says_so(monkeypatch):
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     row = base.ROWS["conv-vs-torch"]()
     assert set(row) >= KEYS and row["ours"] is row["met"] is None
     assert "torch is not installed" in row["note"]
+
+
+def test_trainings_that_mostly_stop_short_give_a_row_that_says_so(monkeypatch, tmp_path):
+    path = tmp_path / "record.json"
+    runs = [{"reached": True, "val_loss": [160.0, 150.0]}, *2 * [{"reached": False, "val_loss": [160.0, 155.0]}]]
+    path.write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr(training, "RECORD", path)
+    row = base.ROWS["conv-time-to-elbo"]()
+    assert row["met"] is None and "2 of 3 recorded runs stopped short" in row["note"]
 
 
 def test_memory_is_read_from_the_notebooks(monkeypatch, tmp_path):
@@ -173,6 +197,20 @@ def test_table_shows_rows_notes_machine_and_stand_in_data():
     assert "- `a`: half." in lines
     assert "A CPU, 2 cores" in lines[-1] and "not MNIST" in lines[-1]
     assert all(word in table.text(RESULTS) for word in ("3.50 to 4.50", "half", "not MNIST"))
+
+
+def test_recipes_are_listed_run_by_run_with_their_medians():
+    runs = [{"validation": a, "test": a + 1, "cpu_seconds": 10 * a} for a in (3.0, 1.0, 5.0)]
+    lines = table.recipes({"a": {"what": "w", "runs": runs}}).splitlines()
+    assert lines[2] == "| w | 3.00 / 1.00 / 5.00 | 3.00 | 4.00 | 30 |"
+
+
+def test_committed_trainings_are_those_of_the_script():
+    record = json.loads((base.FOLDER / "ablation.json").read_text("utf-8"))
+    assert list(record) == list(ablation.RUNS)
+    for name, (what, starts, _) in ablation.RUNS.items():
+        assert record[name]["what"] == what
+        assert [tuple(run["starts"]) for run in record[name]["runs"]] == list(starts)
 
 
 def test_unknown_row_is_refused():
