@@ -963,7 +963,7 @@ print(f"KL {banana_kl:.3f} nats")
 # The banana is much smaller than the prior: $s_0 s_1 = 0.0075$. Nearly every pair of draws is told apart at a glance,
 # so the discriminator has little reason to learn *how far* apart they are. Compare $q$ with something nearer: a
 # diagonal Gaussian $r$ with the means and the variances of $q$. Since
-# $\log q - \log p = (\log q - \log r) + (\log r - \log p)$,
+# $\log q - \log p$ is $\log q - \log r$ plus $\log r - \log p$,
 #
 # $$ \mathrm{KL}(q \,\|\, p) = \mathrm{KL}(q \,\|\, r) + \mathbb E_q[\log r(z) - \log p(z)] \tag{6.12} $$
 #

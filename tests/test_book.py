@@ -441,7 +441,7 @@ def test_links_for_a_hub_follow_the_slug(browser, server, tmp_path):
     assert hub_faults(links, "you/fork") and hub_faults(links[1:], current_slug())
 
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    for name in ("pyproject.toml", "book/chapters.py", "book/class.md", "tools", "notebooks"):
+    for name in ("pyproject.toml", "book/chapters.py", "book/class.md", "benchmarks", "tools", "notebooks"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         (tmp_path / name).parent.mkdir(exist_ok=True)
         copy(ROOT / name, tmp_path / name)
