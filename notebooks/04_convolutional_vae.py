@@ -1009,8 +1009,8 @@ for name, values in accuracy.items():
     print(f"{name:<12} {np.mean(values):.1%} ± {np.std(values, ddof=1) / np.sqrt(20):.1%}")
 
 # %% [markdown]
-# The two come out alike, within their errors. With so few labels, two numbers per digit serve as well as 784, and three
-# neighbours are found among a hundred points of the plane. Chapter 03 shows what more latent dimensions keep.
+# The two come out alike, within their errors: with so few labels, two numbers per digit serve as well as 784. Chapter 03
+# shows what more latent dimensions keep.
 #
 # ### Find what doesn't belong
 #
