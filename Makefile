@@ -5,7 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 EXTRAS := cpu,notebooks,dev,book
-NBVAL := $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+# Two at a time, each file in one process: TensorFlow makes little of a second core, a second chapter makes all of it.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+NBVAL := $(PYTEST) --nbval-lax --nbval-current-env \
 	-p no:python -p no:cacheprovider -p tools.nbval_plugin -x notebooks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -31,7 +34,7 @@ lab: venv  ## open JupyterLab on notebooks/ (ARGS="--no-browser --port 8899")
 	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 test: venv  ## unit tests, structure tests, every notebook in quick mode (minutes)
-	$(BIN)/python -m pytest tests
+	$(PYTEST) tests
 	VAE_UTILS_QUICK=1 $(NBVAL)
 
 faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)

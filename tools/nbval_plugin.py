@@ -10,6 +10,7 @@ import runpy
 import time
 from pathlib import Path
 
+import pytest
 from nbval.plugin import IPyNbFile
 
 from tools.build_notebooks import PROVENANCE
@@ -69,8 +70,18 @@ def pytest_runtest_teardown(item, nextitem):
     )
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["report"] = _report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _report.extend(getattr(node, "workeroutput", {}).get("report", []))
+
+
 def pytest_terminal_summary(terminalreporter):
-    for line in _report:
+    for line in sorted(_report):
         terminalreporter.write_line(line)
 
 
