@@ -38,7 +38,7 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 	VAE_UTILS_QUICK=1 $(NBVAL)
 
 faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
-	$(BIN)/python -m pytest tests -m faults
+	$(PYTEST) tests -m faults
 
 test-classroom: venv  ## twelve kernels at once, from notebooks that nobody may write to (minutes, 15 GB of memory)
 	$(BIN)/python -m pytest tests -m classroom
@@ -67,9 +67,9 @@ test-repeat: venv  ## every notebook twice in quick mode: the same outputs and t
 
 verify: venv  ## every notebook at full length on real MNIST, the faults, the book in a browser
 	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
-	$(BIN)/python -m pytest tests -m "mnist or faults"
+	$(PYTEST) tests -m "mnist or faults"
 	$(MAKE) --no-print-directory book
-	$(BIN)/python -m pytest tests/test_book.py -m book
+	$(PYTEST) --dist load tests/test_book.py -m book
 	VAE_UTILS_QUICK= $(NBVAL)
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)

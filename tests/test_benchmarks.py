@@ -115,6 +115,24 @@ def test_pair_whose_steps_do_less_is_refused():
         dense_pair(rate=1e-9)
 
 
+@pytest.mark.parametrize(
+    "name, without, changed",
+    [
+        ("dense-steps", {"jit_compile": False, "steps_per_execution": 1}, {"steps_per_execution": 50}),
+        ("dense-xla", {"jit_compile": False, "steps_per_execution": 50}, {"jit_compile": True}),
+        ("conv-xla", {"jit_compile": False, "steps_per_execution": 10}, {"jit_compile": True}),
+    ],
+)
+def test_a_setting_is_measured_beside_the_same_training_without_it(monkeypatch, name, without, changed):
+    def pair(build, theirs, optimizer, fast, n, batch_size):
+        assert {key: getattr(theirs, key) for key in without} == without
+        assert {**without, **changed} == {**without, **fast}
+        return ([1.0], [2.0]), ""
+
+    monkeypatch.setattr(training, "pair", pair)
+    check_row(base.ROWS[name]())
+
+
 def test_flops_are_as_counted_by_hand():
     dense = 784 * 256 + 256 * 2 * 2 + 2 * 256 + 256 * 784
     assert training.training_flops(dense_vae()) == 3 * 2 * dense
