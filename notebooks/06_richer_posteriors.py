@@ -372,8 +372,10 @@ for view, parts in (("top", 1), ("whole", 3)):
         log_q = np.array(gaussian_log_prob(z.astype("float64"), z_mean[i], z_log_var[i]))
         log_target = grid_table(decoders[view], x[view][i : i + 1], z)[0] - log_p[view][i]
         kl = np.sum(np.exp(log_q) * (log_q - log_target)) * (side / parts) ** 2
-        errors.append(abs(gap["diagonal", view][0, i] - kl))
-        assert errors[-1] < 0.01 * max(1, kl)
+        if np.exp(log_q).sum() * (side / parts) ** 2 > 0.999:  # a q that is hardly trained may reach beyond the grid
+            errors.append(abs(gap["diagonal", view][0, i] - kl))
+            assert errors[-1] < 0.01 * max(1, kl)
+    assert len(errors) == N or not FULL
     print(
         f"{view:<6} last digit: {gap['diagonal', view][0, -1]:.4f} nats by the noise, {kl:.4f} by the cells; largest difference of a digit {max(errors):.4f} nats"
     )
@@ -1308,7 +1310,8 @@ for n in (COUNTED // 4, COUNTED):
     print(
         f"{n:,} draws: mean gap {counted.mean():.4f}, by the noise {by_noise.mean():.4f}; off by {np.abs(errors).max():.3f} at most, after {corrections.mean():.4f} taken off on average"
     )
-assert abs(errors.mean()) < 0.003, "the table below has three decimals"
+close = 0.003 if FULL else 0.03  # the table below has three decimals; in a quick run q may be only a few cells wide
+assert abs(errors.mean()) < close
 
 # %%
 for name, runs in adversarial.items():
