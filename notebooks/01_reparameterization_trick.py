@@ -1202,7 +1202,7 @@ assert samples_first.shape == (num_samples, 4, latent_dim)
 assert np.allclose(np.swapaxes(samples_first, 0, 1), z_layer, rtol=1e-6, atol=1e-6)
 
 # %% [markdown]
-# Broadcasting never complains, so here is a slip to look out for. The means are repeated for each sample, and the noise has only the shape of the batch. The result has the right shape. Look at the first example's three samples.
+# Broadcasting seldom complains, so here is a slip to look out for. The means are repeated for each sample, and the noise has only the shape of the batch. The result has the right shape. Look at the first example's three samples.
 
 # %%
 slip = reparameterize(np.tile(means, (num_samples, 1, 1)), log_vars, noise[:, 0])

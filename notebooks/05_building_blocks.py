@@ -24,11 +24,11 @@
 # - to name the four parts and to find each in the code;
 # - to make the noise an input of the model, and to know when more samples per image pay;
 # - to write the KL divergence as a layer, and to swap the prior and the posterior there;
-# - to choose among six likelihoods, and to say which of their losses you may compare;
+# - to choose a likelihood out of six losses, and to say which of them you may compare;
 # - to use the same parts for a regression with two answers and for classes from 100 labels.
 #
-# **What you'll need.** Basic Keras, the sampling step of chapter 01 and the ELBO of chapter 02. You write every part
-# out here.
+# **What you'll need.** Basic Keras, the sampling step of chapter 01 and the ELBO of chapter 02. You write the parts
+# out here; the Gaussian's formulas come from `vae_utils`.
 #
 # **Time.** 50 minutes to read. The full run takes 4 to 9 minutes on two cores without a GPU. With `VAE_UTILS_QUICK=1`
 # in the environment it takes less than a minute and trains on a small part of the digits.
@@ -78,7 +78,7 @@ n_train, n_val = (20_000, 2_000) if FULL else (1_000, 200)
 x_train, x_val, x_test = digits.x_train[:-held_out][:n_train], digits.x_train[-held_out:][:n_val], digits.x_test
 grey, grey_val, grey_test = (x.reshape(-1, 784).copy() for x in (x_train, x_val, x_test[: None if FULL else 200]))
 y_train, y_val = digits.y_train[: len(grey)], digits.y_train[-held_out:][:n_val]
-digits = digits._replace(x_train=None, x_test=None)  # the other 40,000 digits would take memory
+digits = digits._replace(x_train=None, x_test=None)  # the other 38,000 digits would take memory
 del x_train, x_val, x_test
 binary, binary_val = binarize(grey, seed=0), binarize(grey_val, seed=1)
 grey, binary = ops.convert_to_tensor(grey), ops.convert_to_tensor(binary)  # once, as each copy takes 63 MB
@@ -93,7 +93,7 @@ print(f"{len(grey):,} to train, {len(grey_val):,} to validate, {len(grey_test):,
 # $$ \text{ELBO}(x) = \mathbb E_{z \sim q_\phi(z|x)}[\log w], \qquad
 #    \log w = \log p_\theta(x|z) + \log p(z) - \log q_\phi(z|x) \tag{5.1} $$
 #
-# Three terms and one average: these are the four parts, and you can replace each of them alone.
+# Three terms and one average: these are the four parts.
 #
 # | part | symbol | what it must be able to do | in `vae_utils` |
 # |---|---|---|---|
@@ -102,8 +102,8 @@ print(f"{len(grey):,} to train, {len(grey_val):,} to validate, {len(grey_test):,
 # | likelihood | $p_\theta(x \mid z)$ | give the log-probability of an image | `vae.decoder`, `VAE.log_prob`, `VAE.mean` |
 # | estimator | $\mathbb E$ | turn draws into one number to minimise | `VAE.compute_loss` |
 #
-# `gaussian_kl` joins two parts into one formula. This is quick and exact, but it hides that there are two. Take a
-# trained VAE, one with 20 latent dimensions that comes with `vae_utils`, and write the parts apart, each as a function.
+# `gaussian_kl` joins two parts into one formula. It hides that there are two. Take a trained VAE with 20 latent
+# dimensions, which comes with `vae_utils`, and write the parts apart, each as a function.
 
 # %%
 vae = models.load_pretrained("dense-20d")
@@ -140,7 +140,7 @@ print(f"ELBO from log w: {averages.mean():.2f} nats per image, z-score of the di
 # %% [markdown]
 # ## Make the noise an input
 #
-# In the VAEs so far, a layer draws the noise out of your sight. Now make it an input. A model with two inputs, `x` of
+# So far, a layer draws the noise out of your sight. Now make it an input. A model with two inputs, `x` of
 # shape `(batch, 784)` and `epsilon` of shape `(batch, num_samples, latent_dim)`, computes
 #
 # $$ z_{bsj} = \mu_{bj} + \sigma_{bj} \, \varepsilon_{bsj} \tag{5.2} $$
@@ -238,33 +238,34 @@ for name, values in [("right", bernoulli(x[:, None], outputs["logits"])), ("forg
 # %% [markdown]
 # There is none. With 3 samples, `(3, 784)` fits `(3, 3, 784)` as well, and then sample $s$ of every image is held
 # against image $s$: the shape is right and the numbers are wrong. With one sample, `(3, 784)` fits `(3, 1, 784)` too.
-# Each image's only sample is held against all three images, and that shape is wrong. But the next line averages
-# over this axis, and what is left is one number per image, as it should be. Broadcasting complains only when the two
-# numbers differ and neither is 1. So compare such code with loops, as above.
+# Each image's only sample is held against all three images, and that shape is wrong. But `elbo_bound` averages
+# over this axis next, and what is left is one number per image, as it should be. Broadcasting complains only when the
+# batch and the number of samples differ and neither is 1. So compare such code with loops, as above.
 #
 # ## Ask what more samples buy
 #
 # Each training step follows a noisy gradient. The noise has two sources: which images are in the batch, and which codes
-# were drawn for them. More samples per image lower the second only. To see how much this is worth, measure both.
+# were drawn for them. More samples per image lower the second only. Measure both.
 #
 # Take the gradient that one image sends to the encoder, with one draw. For each image it has a mean and a variance over
-# the draws. Let $V_\text{noise}$ be this variance, averaged over images, and $V_\text{images}$ the variance of the
-# means from image to image. The two add up, because the noise of a draw has mean zero whatever the image (the law of
-# total variance). Averaging over $S$ independent draws divides $V_\text{noise}$ by $S$. Averaging over a batch of $B$
-# images, picked independently, divides both by $B$. So the batch gradient $\bar g$ has
+# the draws. (A gradient has many entries; its variance here is the sum of theirs.) Let $V_\text{noise}$ be this
+# variance, averaged over images, and $V_\text{images}$ the variance of the means from image to image. The two add up,
+# because the noise of a draw has mean zero whatever the image (the law of total variance). Averaging over $S$
+# independent draws divides $V_\text{noise}$ by $S$. Averaging over a batch of $B$ images, picked independently, divides
+# both by $B$. So the batch gradient $\bar g$ has
 #
 # $$ \operatorname{Var}[\bar g] = \frac1B \left( V_\text{images} + \frac{V_\text{noise}}{S} \right) \tag{5.4} $$
 #
 # To measure it you need a trained network. `MonteCarloVAE` puts the estimator around the network: it draws the noise
-# and minimises minus the bound that you name. Everything else is Keras.
+# and minimises minus the bound that you name.
 
 
 # %%
 class MonteCarloVAE(keras.Model):
-    def __init__(self, network, bound, num_samples, seed):
+    def __init__(self, network, bound, num_samples):
         super().__init__()
         self.network, self.bound, self.num_samples = network, bound, num_samples
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(0)
 
     def call(self, x):
         shape = (ops.shape(x)[0], self.num_samples, LATENT)
@@ -275,41 +276,39 @@ class MonteCarloVAE(keras.Model):
 
 
 # %% [markdown]
-# One function trains every model of this chapter. `data` is an array or a tuple of arrays. The rate of Adam falls to
-# zero along half a cosine, as in chapter 03. `jit_compile=False` leaves out the compiler XLA: it needs time to start,
-# and these trainings are short.
+# One function trains every VAE of this chapter. `data` is an array or a tuple of arrays. The rate of Adam falls to zero
+# along half a cosine, as in chapter 03. `jit_compile=False` leaves out the compiler XLA, which doesn't pay in short
+# trainings.
 
 
 # %%
 STEPS = 1_000 if FULL else 20
 
 
-def fit(model, data, steps=STEPS, batch_size=100, peak=2e-3):
+def fit(model, data, steps=STEPS, batch_size=100, peak=2e-3, again=False):
     n = len(data[0]) if isinstance(data, tuple) else len(data)
     data = tf.nest.map_structure(ops.convert_to_tensor, data)
     rows = tf.data.Dataset.range(n).shuffle(n, seed=0).repeat().batch(batch_size)
     batches = rows.map(lambda rows: (tf.nest.map_structure(lambda part: tf.gather(part, rows), data),))
-    rate = keras.optimizers.schedules.CosineDecay(peak, steps)
-    model.compile(keras.optimizers.Adam(rate), jit_compile=False, run_eagerly=not FULL)  # 20 steps aren't worth a graph
+    if not model.compiled:
+        rate = keras.optimizers.schedules.CosineDecay(peak, steps)
+        model.compile(keras.optimizers.Adam(rate), jit_compile=False, run_eagerly=not FULL)  # 20 steps need no graph
     model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
-    model.train_function = None  # the compiled step takes memory, and so do earlier models that nothing needs any more
-    gc.collect()
+    if not again:  # the compiled step takes memory, and so do earlier models that nothing needs any more
+        model.train_function = None
+        gc.collect()
     return model
 
 
-def train(bound, num_samples, batch_size, steps=STEPS, seed=0):
-    keras.utils.set_random_seed(seed)
-    return fit(MonteCarloVAE(build_network(), bound, num_samples, seed), binary, steps, batch_size).network
-
-
 # %%
-one_sample = train(elbo_bound, num_samples=1, batch_size=100)
+keras.utils.set_random_seed(0)
+one_sample = fit(MonteCarloVAE(build_network(), elbo_bound, num_samples=1), binary).network
 
 # %% [markdown]
 # Now the gradients. The encoder ends in two layers, for $\mu$ and for $\log \sigma^2$. What reaches them from one image
 # is the derivative of its loss in its own 10 means and 10 log-variances. One tape gives these for a whole batch, an
-# image in each row. For the decoder, take the derivative in the 784 logits, averaged over the samples. (The gradients
-# in the weights follow from these by the chain rule. They aren't measured here.)
+# image in each row. For the decoder, take the derivative in the 784 logits. (The gradients in the weights follow from
+# these by the chain rule. They aren't measured here.)
 
 
 # %%
@@ -320,6 +319,7 @@ def image_gradients(network, x, num_samples, seed):
         loss = -ops.sum(elbo_bound(x, outputs))  # a sum: no image's gradient depends on another
     wanted = [outputs[name] for name in ("z_mean", "z_log_var", "logits")]
     to_mean, to_log_var, to_logits = (np.array(g, "float64") for g in tape.gradient(loss, wanted))
+    # The loss averages over the samples, so each logit's gradient has the factor 1/S already: add them up.
     return {"encoder": np.concatenate([to_mean, to_log_var], axis=1), "decoder": to_logits.sum(axis=1)}
 
 
@@ -339,8 +339,7 @@ if CLAIMS:
 # %% [markdown]
 # (Each image's mean is over 10 draws, so the variance of these means still contains $V_\text{noise}/10$. The code takes
 # it off.) Noise dominates at the encoder, images at the decoder. Does (5.4) hold? Draw 200 batches of 20 images for
-# each number of samples, and look at how much the batch gradient scatters. The draws are new. A gradient has many
-# entries; its variance here is the sum of theirs, which is the mean squared distance from the mean.
+# each number of samples, with new noise, and look at how much the batch gradient scatters.
 
 # %% tags=["eq-5.4"]
 BATCHES, rng = (200 if FULL else 40), np.random.default_rng(1)
@@ -357,23 +356,23 @@ for S in (1, 5, 50):
         assert abs(z_score) < 4
         print(f"{S:>2} samples, {part}: {squares.mean():7.3f} ± {error:.3f}, by (5.4) {expected:7.3f}")
 
-# %% mystnb={"figure": {"caption": "Variance of a batch gradient against the number of samples, relative to one sample: measured (marks, ± 2 standard errors) and from (5.4) (lines).", "name": "fig-05-variance"}, "image": {"alt": "Two curves on a logarithmic horizontal axis from 1 to 50 samples. The encoder's falls steeply from 1 and levels off well above 0; the decoder's stays near 1. The measured marks lie on the curves."}}
+# %% mystnb={"figure": {"caption": "Variance of a batch gradient against the number of samples, relative to one sample: measured (marks, ± 2 standard errors, moved a little to the side) and from (5.4) (lines).", "name": "fig-05-variance"}, "image": {"alt": "Two curves on a logarithmic horizontal axis from 1 to 50 samples. The encoder's falls steeply from 1 and levels off well above 0; the decoder's stays near 1. The measured marks lie on the curves."}}
 figure, ax = plt.subplots(figsize=(6, 3.3), layout="constrained")
 S = np.geomspace(1, 50)
-for (part, (images, noise)), color, marker in zip(variances.items(), ["#3f90da", "#bd1f01"], "os", strict=True):
+styles = [("#3f90da", "o", 0.96, "encoder"), ("#bd1f01", "s", 1.04, "decoder (logits)")]
+for (part, (images, noise)), (color, marker, aside, label) in zip(variances.items(), styles, strict=True):
     scale = (images + noise) / 20
-    ax.plot(S, (images + noise / S) / 20 / scale, color=color, label=part)
+    ax.plot(S, (images + noise / S) / 20 / scale, color=color, label=label)
     for count in (1, 5, 50):
         value, error = measured[part, count]
-        ax.errorbar(count, value / scale, 2 * error / scale, color=color, marker=marker, capsize=3)
+        ax.errorbar(aside * count, value / scale, 2 * error / scale, color=color, marker=marker, capsize=3)
 ax.set(xscale="log", xlabel="samples per image", ylabel="variance, relative", ylim=(0, None), xticks=[1, 5, 50])
 ax.set_xticklabels(["1", "5", "50"])
 legend = ax.legend()
 
 # %% [markdown]
 # The marks lie on the lines. At the encoder, 5 samples take away more than half of the variance. With 50 about a third
-# of it stays: nearly all of that is the images' part, which no number of samples lowers. The decoder's gradient hardly
-# changes.
+# stays, nearly all of it the images' part. The decoder's gradient hardly changes.
 #
 # ### Spend a fixed budget
 #
@@ -395,25 +394,27 @@ for part, (images, noise) in variances.items():
     best = np.sqrt(noise / images * c_encoder / c_decoder)
     variance = (images + noise / tried) * (c_encoder + tried * c_decoder)
     assert np.isclose(tried[variance.argmin()], best, rtol=1e-3)
-    print(f"{part}: S* = {best:.2f}")
-    assert not CLAIMS or (1 < best < 3 if part == "encoder" else best < 0.5)
+    one, two = ((images + noise / S) * (c_encoder + S * c_decoder) for S in (1, 2))
+    print(f"{part}: S* = {best:.2f}; variance × cost, 2 samples against 1: {two / one:.3f}")
+    assert not CLAIMS or (1 < best < 2 and 0.97 < two / one < 1.03 if part == "encoder" else two > 1.3 * one)
 
 # %% [markdown]
-# The encoder would take between one and two samples, the decoder less than one, which you cannot draw. So by this count
-# one sample is a good choice, and the rest of the budget goes into more images.
+# You can draw neither 1.40 samples nor 0.23. Between 1 and 2 there is next to no difference for the encoder, but for
+# the decoder 2 are much worse. So by this count one sample is a good choice: more images do more.
 #
 # See whether a training agrees. A batch of 100 images with one sample each costs about as much as 33 images with 5
-# samples, or 4 with 50. Each gets as many steps as one budget of multiplications allows.
+# samples, or 4 with 50. Each gets as many steps as one budget of multiplications allows. All get the same rate of Adam;
+# none was tuned.
 #
 # The samples can also be used in another way. Chapter 02 put the average inside the logarithm:
 #
 # $$ \mathcal L_K(x) = \log \frac1K \sum_{k=1}^{K} w_k, \qquad
 #    \mathbb E[\mathcal E_K(x)] = \mathbb E[\mathcal L_1(x)] \le \mathbb E[\mathcal L_K(x)] \le \log p_\theta(x) \tag{5.6} $$
 #
-# with $w_k$ the weight (5.1) of draw $k$. (Chapter 02 wrote $\mathcal L_K$ for the mean of this, and showed both
-# inequalities: $w$ has the mean $p_\theta(x)$, and Jensen loses less when more weights are averaged first. The equality
-# on the left holds because a closed-form KL doesn't change the mean.) It is one more estimator: a bound that you can
-# train on (an **importance-weighted autoencoder**), and one that you can score any model by.
+# with $w_k$ the weight (5.1) of draw $k$. (Chapter 02 wrote $\mathcal L_K$ for the mean of this. The log of an average
+# is at least the average of the logs, so more weights raise it; $w$ has the mean $p_\theta(x)$, so it stays below. The
+# equality on the left holds because a closed-form KL doesn't change the mean.) It is one more estimator: a bound that
+# you can train on (an **importance-weighted autoencoder**), and one that you can score any model by.
 
 
 # %%
@@ -452,12 +453,11 @@ assert abs(weights.mean() / np.exp(exact) - 1) < 4 * weights.std() / weights.mea
 assert abs(bounds[1].mean() - expected_elbo) < 4 * error[1]
 assert abs(np.log(weights).mean() - expected_elbo) < 4 * error[1], "E_50 has the mean of L_1"
 assert expected_elbo < bounds[5].mean() - 4 * error[5] < bounds[50].mean() - 4 * error[50] < exact
-print(f"log p(x) {exact:.3f};", *[f"K = {K}: {values.mean():.3f}" for K, values in bounds.items()])
+print(f"log p(x) {exact:.3f}", *[f"K = {K}: {values.mean():.3f}" for K, values in bounds.items()], sep=", ")
 
 # %% [markdown]
-# Train each from three seeds, which set the start, the order of the images and the noise. Score all in the same way, on
-# 500 validation digits: −ELBO from 10 draws, and $-\mathcal L_{50}$. The last line of each kind gets three budgets:
-# 5 samples, and all 100 images. (With one sample the two kinds train on the same bound, so the first line is for both.)
+# Train each from three seeds, which set the start, the order of the images and the noise. The last setting gets three
+# budgets: 5 samples, and all 100 images. First see what the settings cost.
 
 
 # %%
@@ -465,50 +465,77 @@ def cost(S, batch_size):  # multiplications in one step, forwards
     return batch_size * (c_encoder + S * c_decoder)
 
 
-SEEDS, budget = range(3 if FULL else 1), (300 if FULL else 10) * cost(1, 100)
-scored, scores, steps = binary_val[: 500 if FULL else 50], {}, {}
+budget, steps = (300 if FULL else 10) * cost(1, 100), {}
+print("samples × batch  steps  digits seen  multiplications")
+for S, batch_size, budgets in [(1, 100, 1), (5, 33, 1), (50, 4, 1), (5, 100, 3)]:
+    n = steps[S, batch_size] = round(budgets * budget / cost(S, batch_size))
+    print(f"{S:>7} × {batch_size:<5}  {n:>5}  {n * batch_size:>11,}  {n * cost(S, batch_size) / 1e9:>8.1f} · 10⁹")
+
+# %% [markdown]
+# A model that starts over from another seed keeps its compiled step (`again`), which saves time and memory.
+
+
+# %%
+def start_over(model, seed):
+    keras.utils.set_random_seed(seed)
+    model.network.set_weights(build_network().get_weights())
+    model.seed_generator.state.assign(keras.random.SeedGenerator(seed).state)
+    for variable in model.optimizer.variables if model.compiled else []:
+        variable.assign(ops.zeros_like(variable))
+
+
+# %% [markdown]
+# Score all in the same way, on 500 validation digits: −ELBO from 10 draws, and $-\mathcal L_{50}$. (With one sample the
+# two bounds have the same mean, by (5.6). So the weighted kind isn't trained with one sample.)
+
+# %%
+SEEDS, scored, scores = range(3 if FULL else 1), binary_val[: 500 if FULL else 50], {}
 for name, bound in [("ELBO", elbo_bound), ("weighted", importance_bound)]:
-    for S, batch_size, budgets in [(1, 100, 1), (5, 33, 1), (50, 4, 1), (5, 100, 3)][name == "weighted" :]:
-        key = name, S, batch_size
-        steps[key] = round(budgets * budget / cost(S, batch_size))
-        nets = [train(bound, S, batch_size, steps[key], seed) for seed in SEEDS]
-        judges = [(elbo_bound, 10), (importance_bound, 50)]
-        scores[key] = np.array([[-score(net, judge, scored, K).mean() for net in nets] for judge, K in judges])
+    for S, batch_size in steps if name == "ELBO" else [(5, 33), (50, 4), (5, 100)]:
+        model, runs = MonteCarloVAE(build_network(), bound, S), []
+        for seed in SEEDS:
+            start_over(model, seed)
+            network = fit(model, binary, steps[S, batch_size], batch_size, again=seed < SEEDS[-1]).network
+            runs.append([score(network, elbo_bound, scored, 10), score(network, importance_bound, scored, 50)])
+        scores[name, S, batch_size] = -np.mean(runs, axis=2).T  # two rows, a seed in each column
 
 # %%
-change = {key: tighter - scores["ELBO", 1, 100][1] for key, (_, tighter) in scores.items()}  # one number per seed
-print("                           multiplications     median (largest − smallest of the seeds)")
-print("trained on samples batch  10⁶ × steps = 10⁹   −ELBO          −L₅₀           −L₅₀ minus first line's, by seed")
-for key, values in scores.items():
-    step = cost(*key[1:]) / 1e6
-    row = "{:<10} {:>7} {:>5}".format(*key) + f" {step:6.1f} × {steps[key]:>3} = {step * steps[key] / 1e3:4.1f}   "
-    row += "   ".join(f"{np.median(v):.2f} ({np.ptp(v):.2f})" for v in values)
-    print(row, "  ", *[f"{difference:+6.2f}" for difference in change[key]])
+print("                   median (largest − smallest of the seeds)")
+print("trained on          −ELBO           −L₅₀")
+for (name, S, batch_size), values in scores.items():
+    row = "   ".join(f"{np.median(v):.2f} ({np.ptp(v):.2f})" for v in values)
+    print(f"{name:<8} {S:>2} × {batch_size:<3}   {row}")
 
 # %%
+change = {key: tighter - scores["ELBO", 1, 100][1] for key, (_, tighter) in scores.items()}
+print("−L₅₀ minus the first line's, by seed")
+for (name, S, batch_size), values in change.items():
+    print(f"{name:<8} {S:>2} × {batch_size:<3}  ", *[f"{difference:+6.2f}" for difference in values])
 if CLAIMS:
     assert all(min(change[name, 50, 4]) > max(change[name, 5, 33]) for name in ("ELBO", "weighted"))
     assert min(change["ELBO", 5, 33]) > 0 and min(change["weighted", 5, 33]) > 0
-    assert max(change["weighted", 5, 100]) < 0
-for name in ("ELBO", "weighted"):
+    assert max(change["ELBO", 5, 100]) < 0 and max(change["weighted", 5, 100]) < 0
+
+# %%
+for name in ("ELBO", "weighted"):  # the medians at equal cost once more
     values = [np.median(scores[key][1]) for key in [("ELBO", 1, 100), (name, 5, 33), (name, 50, 4)]]
-    print(f"{name:<8} with 1 / 5 / 50 samples: −L₅₀", " / ".join(f"{tighter:.2f}" for tighter in values))
+    print(f"−L₅₀: ELBO, 1 sample / {name}, 5 / 50:", " / ".join(f"{tighter:.2f}" for tighter in values))
 
 # %% [markdown]
 # At equal cost, more samples lose, and the three seeds agree. In the first kind, 5 of them raise $-\mathcal L_{50}$ by
-# 2.97 to 5.77 nats and 50 by 19.23 to 21.54: the images that they displace are missed more. With three budgets (5
+# 2.97 to 5.77 nats and 50 by 19.23 to 21.54. The images that they displace are missed more: a run with 50 samples sees
+# 1,184 digits, one with a single sample 30,000. (Other rates of Adam may give other differences.) With three budgets (5
 # samples and all 100 images) the gain is 0.25 to 0.96 nats, and 1.56 to 2.57 for the weighted bound. What one sample
-# does with three budgets isn't in the table. The runs are short; the seeds' spread tells how far to trust them. Look at
-# the −ELBO with 50 samples, too: its median is 170.77 for the weighted bound and 154.80 in the first kind, far more
-# apart than the seeds. The encoder is then trained for the average of fifty weights, and the ELBO asks for one. So say
-# which bound you trained on, and which you report.
+# does with three budgets isn't in the table. Look at the −ELBO with 50 samples, too: its median is 170.77 for the
+# weighted bound and 154.80 in the first kind, far more apart than the seeds. The encoder is then trained for the
+# average of fifty weights, and the ELBO asks for one. So say which bound you trained on, and which you report.
 #
 # ## Write the KL divergence as a layer
 #
-# So far one function held prior and posterior together. Make them a part that you can take out. In Keras, a layer may
-# add a term to the model's loss while it computes: `add_loss` in `call`. This layer hands its input `z` on unchanged,
-# and adds the KL divergence, averaged over the batch. It also holds the noise from which `z` is made, standard normal
-# here, since the noise is what gives the posterior its shape.
+# Now make prior and posterior a part that you can take out. In Keras, a layer may add a term to the model's loss while
+# it computes: `add_loss` in `call`. This layer hands its input `z` on unchanged, and adds the KL divergence, averaged
+# over the batch. It also holds the noise from which `z` is made, standard normal here, since the noise is what gives
+# the posterior its shape.
 
 
 # %%
@@ -530,8 +557,8 @@ class KLLayer(layers.Layer):
 
 # %% [markdown]
 # The likelihood can be a layer of the same kind. It hands the logits on and adds $-\log p_\theta(x|z)$. So the model
-# returns what the decoder says, and `compile` needs no `loss`. `mean` and `draw` make pictures later; they take the
-# logits as a NumPy array `a`.
+# returns what the decoder says, and `compile` needs no `loss`. `mean` and `draw` make pictures later, from
+# logits in a NumPy array `a`.
 
 
 # %%
@@ -554,7 +581,7 @@ class Bernoulli(Likelihood):
 
 # %% [markdown]
 # Put the parts together. The last three lines of `call` are the whole model: posterior, prior, likelihood. Keras adds
-# up the losses of the layers, so the estimator is one draw, averaged over the batch. `encode` and `decode` put all that
+# up the losses of the layers, so the estimator is one draw, averaged over the batch. `encode` and `decode` put what
 # they are given side by side: here one array, in the last sections two.
 
 
@@ -635,7 +662,7 @@ print(f"analytic {analytic:.3f}, Monte Carlo {mean:.3f} ± {scatter / np.sqrt(50
 print(f"one estimate from a batch of 100 scatters by {scatter:.2f}")
 
 # %% [markdown]
-# They agree within their error. The last line shows the price: each batch's KL now has noise of its own.
+# They agree. The last line shows the price: each batch's KL now has noise of its own.
 #
 # ### Swap the prior
 #
@@ -706,7 +733,7 @@ by_scipy = stats.laplace(mean, np.exp(log_var / 2)).logpdf(z).sum(axis=1)
 np.testing.assert_allclose(laplace.log_q(mean, log_var, z), by_scipy, rtol=1e-6)
 
 # %% [markdown]
-# Four models with two latent dimensions follow. They differ in the KL layer and in nothing else. `negative_elbo` scores
+# Four models with two latent dimensions follow. They differ in the KL layer alone. `negative_elbo` scores
 # any composed model, image by image.
 
 
@@ -722,11 +749,12 @@ def negative_elbo(model, x, num_samples=10, log_prob=None):
 
 
 # %%
-swaps = {"analytic KL": KLLayer(), "Monte Carlo KL": MonteCarloKL()}
-swaps |= {"mixture prior": MixturePrior(latent_dim=2), "Laplace posterior": LaplacePosterior()}
-losses = {}
-for name, kl_layer in swaps.items():
+kl_layers = {"analytic KL": KLLayer(), "Monte Carlo KL": MonteCarloKL()}
+kl_layers |= {"mixture prior": MixturePrior(latent_dim=2), "Laplace posterior": LaplacePosterior()}
+swaps, losses = {}, {}
+for name, kl_layer in kl_layers.items():
     keras.utils.set_random_seed(0)
+    # `peak` is Adam's highest rate, here above the 2e-3 of the other models.
     swaps[name] = fit(ComposedVAE(kl_layer, Bernoulli(), latent_dim=2), binary, peak=5e-3)
     losses[name] = negative_elbo(swaps[name], binary_val)
     difference = losses[name] - losses["analytic KL"]
@@ -737,12 +765,11 @@ swaps["analytic KL"](ops.convert_to_tensor(binary_val))
 assert abs(sum(map(float, swaps["analytic KL"].losses)) - losses["analytic KL"].mean()) < 3, "one draw against ten"
 
 # %% [markdown]
-# All four work, and in this run none is a nat away from the first. The ± is for the choice of images alone. The first
-# two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.71: so much can
-# be luck, and so can the 0.98 of the mixture. One short training says nothing against a prior or for it. Where do the
-# codes lie?
+# All four work, and in this run none is a nat away from the first. The ± says nothing about another training. The
+# first two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.71 by luck
+# alone. Beside that, the 0.98 of the mixture is no evidence. Where do the codes lie?
 
-# %% mystnb={"figure": {"caption": "Codes of the validation digits with the standard normal prior, left, and with the mixture prior, right. Dark lines: one standard deviation of the prior, or of each of its ten parts; pale circles: these parts before the training.", "name": "fig-05-priors"}, "image": {"alt": "Two scatter plots of two-dimensional codes in ten colours. Left, a cloud about 6 wide and 5 high, with a grey circle of radius 1 near its lower middle; the ones lie apart at the top right. Right, a similar cloud on a larger scale, with ten pale circles of radius 1, one of them far below it, and ten dark ellipses of different sizes over its middle."}}
+# %% mystnb={"figure": {"caption": "Codes of the validation digits with the standard normal prior, left, and with the mixture prior, right. Dark lines: one standard deviation of the prior, or of each of its ten parts; dotted circles: these parts before the training.", "name": "fig-05-priors"}, "image": {"alt": "Two scatter plots of two-dimensional codes in ten colours. Left, a cloud about 6 wide and 5 high, with a grey circle of radius 1 near its lower middle; the ones lie apart at the top right. Right, a similar cloud on a larger scale, with ten dotted circles of radius 1, one of them far below it, and ten dark ellipses of different sizes over its middle."}}
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout="constrained")
 turn = np.linspace(0, 2 * np.pi, 100)
 circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -752,24 +779,26 @@ ellipses["mixture prior"] = [c + np.exp(v / 2) * circle for c, v in zip(*learned
 for ax, (name, curves) in zip(axes, ellipses.items(), strict=True):
     codes = np.array(swaps[name].encode(ops.convert_to_tensor(binary_val))[0])
     for digit in range(10):
-        ax.scatter(*codes[y_val == digit].T, s=4, linewidths=0, color=plotting.CLASS_COLORS[digit], label=str(digit))
+        ax.scatter(*codes[y_val == digit].T, s=6, linewidths=0, color=plotting.CLASS_COLORS[digit], label=str(digit))
     for curve in curves:
         ax.plot(*curve.T, color="#555555", linewidth=1)
     ax.set(xlabel="$z_0$", ylabel="$z_1$", title="standard normal" if name == "analytic KL" else "mixture")
+    ax.set_aspect("equal", adjustable="datalim")
 for center in starts:
-    axes[1].plot(*(center + circle).T, color="#cccccc", linewidth=1, zorder=0)
+    axes[1].plot(*(center + circle).T, color="#999999", linestyle=":", zorder=3)
 legend = figure.legend(*ax.get_legend_handles_labels(), title="class", loc="outside right center", markerscale=4)
 
 # %% [markdown]
-# Left, the codes lie around the circle of the prior and far beyond it. On the right, ten parts that began as the pale
-# circles have become ellipses of many sizes. Two tall ones reach up towards the ones, which lie alone. The codes are
-# further apart than on the left: mind the scales.
+# Left, the codes reach far above the circle and hardly below it: after so short a training they don't match the prior.
+# On the right, the dotted circles have become ellipses of many sizes. Two tall ellipses reach up towards the digits 1,
+# which lie alone.
 #
 # ## Choose a likelihood
 #
-# The decoder gives 784 numbers. What they mean is up to the likelihood. You'll put six on one and the same network.
-# Each is a layer that answers three questions: how probable is a pixel, what is its mean, and how is it drawn? In this
-# part, $a$ is one of the 784 numbers, $x$ its pixel, and $p(x|z)$ the probability or density of this one pixel.
+# The decoder gives 784 numbers. What they mean is up to the likelihood. You'll put six losses on one and the same
+# network: five likelihoods, and one score that is often taken for one. Each is a layer that answers three questions:
+# how probable is a pixel, what is its mean, and how is it drawn? In this part, $a$ is one of the 784 numbers, $x$ its
+# pixel, and $p(x|z)$ the probability or density of this one pixel.
 #
 # ### Coins, for black and white and for grey
 #
@@ -839,13 +868,13 @@ np.testing.assert_allclose(tape.gradient(ours, single), slope, atol=2e-4)
 # precision, near $a = 0$, where the density is almost flat. The derivative should be a line of slope $1/12$ through the
 # origin. That of (5.11) is; the other one scatters about it and leaves the frame.
 
-# %% mystnb={"figure": {"caption": "Derivative of log κ in single precision, through (5.11) and through (5.10) as it stands, which leaves the frame.", "name": "fig-05-normalizer"}, "image": {"alt": "Two curves over a from minus 0.03 to 0.03. The stable one is a straight line that rises through the origin, from about minus 0.0025 to 0.0025. The other follows it far out, jumps around it the more the closer a comes to 0, and leaves the frame."}}
+# %% mystnb={"figure": {"caption": "Derivative of log κ in single precision, through (5.11), and through the first form of (5.10), which leaves the frame.", "name": "fig-05-normalizer"}, "image": {"alt": "Two curves over a from minus 0.03 to 0.03. The stable one is a straight line that rises through the origin, from about minus 0.0025 to 0.0025. The other follows it far out, jumps around it the more the closer a comes to 0, and leaves the frame."}}
 a = tf.constant(np.linspace(-0.03, 0.03, 600), "float32")
 with tf.GradientTape(persistent=True) as tape:
     tape.watch(a)
     stable, naive = log_kappa(a), tf.math.log((tf.exp(a) - 1) / a) - a / 2
 figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-ax.plot(a, tape.gradient(naive, a), color="#ffa90e", linewidth=0.8, label="(5.10) as it stands")
+ax.plot(a, tape.gradient(naive, a), color="#ffa90e", linewidth=0.8, label="(5.10), first form")
 ax.plot(a, tape.gradient(stable, a), color="#3f90da", linewidth=2.5, label="(5.11)")
 ax.set(xlabel="a", ylabel="derivative of log κ", ylim=(-0.005, 0.005))
 legend = ax.legend()
@@ -882,8 +911,8 @@ for a in (-20.0, -1.0, 0.5, 3.0):
     print(f"a = {a:5.1f}: mean {by_quadrature:.3f}, sigmoid {special.expit(a):.3f}")
 
 # %% [markdown]
-# The mean stays closer to one half than the sigmoid. So a decoder trained with this density needs larger numbers for
-# black ink, and if you show its sigmoid, you show another image than its mean.
+# The mean stays closer to one half than the sigmoid. So if you show the sigmoid of a decoder trained with this density,
+# you show another image than its mean.
 #
 # ### Gaussian, with σ fixed and learned
 #
@@ -966,8 +995,9 @@ class DiscretizedLogistic(Likelihood):
         log_mass += ops.where(lowest | highest, 0.0, ops.log(-ops.expm1(-2 * HALF / s)))
         return ops.sum(log_mass, axis=-1)
 
-    def mean(self, a):
-        return np.clip(a, 0, 1)
+    def mean(self, a):  # what lies outside [0, 1] counts at its ends
+        s = np.exp(float(self.log_scale))
+        return s * (np.logaddexp(0, a / s) - np.logaddexp(0, (a - 1) / s))
 
     def draw(self, a, rng):
         return np.round(np.clip(rng.logistic(a, np.exp(float(self.log_scale))), 0, 1) * 255) / 255
@@ -979,7 +1009,7 @@ for a in (-0.4, 0.0, 0.3, 1.1):
     mass = np.exp(np.array(layer.log_prob(levels, np.full((256, 1), a, "float32")), "float64"))
     edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 255, [np.inf]])
     np.testing.assert_allclose(mass, np.diff(stats.logistic(a, 0.05).cdf(edges)), rtol=1e-3, atol=1e-6)
-    assert abs(mass.sum() - 1) < 1e-4
+    assert abs(mass.sum() - 1) < 1e-4 and abs(mass @ levels[:, 0] - layer.mean(a)) < 1e-4
     draws = np.round(255 * layer.draw(np.full(20_000, a), np.random.default_rng(0)))
     assert abs(np.mean(draws < 80) - mass[:80].sum()) < 4 * np.sqrt(0.25 / 20_000)
     print(f"a = {a:4.1f}: mass of level 0 {mass[0]:.3f}, the most of any other {mass[1:].max():.3f}")
@@ -1009,10 +1039,11 @@ for name, likelihood in LIKELIHOODS.items():
     fitted[name] = fit(ComposedVAE(KLLayer(), likelihood), training)
     nats[name] = negative_elbo(fitted[name], validation)
     print(f"{name:<21} −ELBO {nats[name].mean():8.2f} ± {nats[name].std() / np.sqrt(len(grey_val)):.2f} nats per image")
+del binary, training  # 63 MB that nothing below needs
 
 # %% [markdown]
-# The numbers stand below each other and mean different things. Two are below 0, the continuous Bernoulli's by far: a
-# density may be larger than 1, and then its −log is negative. No probability can do that.
+# These numbers mean different things. Two are below 0, the continuous Bernoulli's by far: a density may be larger than
+# 1, and then its −log is negative. No probability can do that.
 #
 # First look whether $\sigma$ has arrived at (5.14). The mean squared error is that of the reconstructions from drawn
 # codes, on 2,000 training digits.
@@ -1028,50 +1059,51 @@ print(f"learned σ {sigma:.4f}, by (5.14) {optimum:.4f}; to set it so gains {gai
 assert (1 < sigma / optimum < 1.3 and gain.mean() > 1) or not CLAIMS
 
 # %% [markdown]
-# After the 1,000 steps it is still too large. You needn't wait for it: one line sets $\sigma$ to its best value, and
-# gains 6.44 nats. From here on the model keeps this value.
+# After the 1,000 steps it is still too large. One line sets $\sigma$ to its best value, and gains 6.44 nats. From here
+# on the model keeps this value.
 #
-# Now the continuous Bernoulli, with its large negative number. Some pixels are 0 in every digit. The density there is
-# $a / (e^a - 1)$, about $-a$ when $a$ is far below 0: it grows as long as $a$ falls. Each doubling of $a$ then gains
-# $\log 2$ nats. See how far the decoder has gone at the pixels that are always paper.
+# Now the continuous Bernoulli, with its large negative number. Some pixels are 0 in every training digit. The density
+# there is $a / (e^a - 1)$, about $-a$ when $a$ is far below 0: it grows as long as $a$ falls. Each doubling of $a$ then
+# gains $\log 2$ nats. See how far the decoder has gone at the pixels that are always paper.
 
 # %%
 always_paper = np.array(ops.max(grey, axis=0) == 0)
 model = fitted["continuous Bernoulli"]
 a = np.array(model.decode(model.draw(*model.encode(ops.convert_to_tensor(grey_val[:200])))))[:, always_paper]
 reward, doubled = (np.mean(model.likelihood.log_prob(np.zeros_like(a), factor * a)) for factor in (1, 2))
+inked = np.any(grey_val[:, always_paper] > 0, axis=1).sum()
 print(f"{always_paper.sum()} pixels are paper in all training digits; there a is {a.mean():.0f} on average")
+print(f"in {inked} of the {len(grey_val):,} validation digits one of them has ink")
 print(f"log-density of these pixels together: {reward:.0f} nats; with every a doubled {doubled:.0f} nats")
 assert np.isclose(doubled - reward, always_paper.sum() * np.log(2), rtol=1e-3) or not CLAIMS
 
 # %% [markdown]
-# So about 652 of the 3,359 nats come from pixels that are the same in every digit. They are a reward for an ever lower
-# $a$, and it has no upper end.
+# So about 652 of the 3,359 nats come from pixels that are paper in all of these digits but one. They are a reward for
+# an ever lower $a$, and it has no upper end.
 #
 # ### Draw from each side by side
 #
 # Give each decoder codes from the prior. On the left is the mean image, on the right a draw from $p_\theta(x|z)$ at the
 # same code. The draw is what the model takes for a digit. (Values below 0 are shown white, those above 1 black.)
 
-# %% mystnb={"figure": {"caption": "Six likelihoods on one network. Left five columns: mean images; right five: draws from p(x|z) at the same codes.", "name": "fig-05-likelihoods"}, "image": {"alt": "Six rows of ten digits. On the left smooth digits, but blots for the continuous Bernoulli and, in some columns, speckles for the learned sigma. On the right: ragged black-and-white digits for the two Bernoulli rows; speckled blots for the continuous Bernoulli; nothing but noise for the Gaussian with sigma 1; digits and blots under noise for the learned sigma; speckled strokes on clean paper for the discretized logistic."}}
+# %% mystnb={"figure": {"caption": "Six losses on one network. Left four columns: mean images; right four: draws from p(x|z) at the same codes.", "name": "fig-05-likelihoods"}, "image": {"alt": "Six rows of eight digits. On the left smooth digits, but blots for the continuous Bernoulli and, in some columns, speckles for the learned sigma. On the right: ragged black-and-white digits for the two Bernoulli rows; speckled blots for the continuous Bernoulli; nothing but noise for the Gaussian with sigma 1; digits and blots under noise for the learned sigma; speckled strokes on clean paper for the discretized logistic."}}
 rows, rng = [], np.random.default_rng(6)
 for model in fitted.values():
-    z = ops.convert_to_tensor(np.random.default_rng(7).normal(size=(5, LATENT)).astype("float32"))
+    z = ops.convert_to_tensor(np.random.default_rng(7).normal(size=(4, LATENT)).astype("float32"))
     a = np.array(model.decode(z), "float64")
     rows += [model.likelihood.mean(a), model.likelihood.draw(a, rng)]
-figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-plotting.plot_digits(np.concatenate(rows).reshape(-1, 28, 28), columns=10, ax=ax)
+figure, ax = plt.subplots(figsize=(7, 4.3), layout="constrained")
+plotting.plot_digits(np.concatenate(rows).reshape(-1, 28, 28), columns=8, ax=ax)
 ax.set_axis_on()
-ax.set(xticks=[70, 210], xticklabels=["mean", "draw"], yticks=28 * np.arange(6) + 14, yticklabels=list(fitted))
+ax.set(xticks=[56, 168], xticklabels=["mean", "draw"], yticks=28 * np.arange(6) + 14, yticklabels=list(fitted))
 ax.tick_params(length=0)
-line = ax.axvline(140, color="#bd1f01", linewidth=2)
+line = ax.axvline(112, color="#bd1f01", linewidth=2)
 
 # %% [markdown]
-# The coins draw black and white, also the one that was trained on grey: its draws are no grey digits. The continuous
-# Bernoulli has the largest log-density of all, and here even its means are blots. With $\sigma = 1$ the mean is a
-# digit, and a draw is noise. With the learned $\sigma$ some digits can be seen in the draws, but some means are
-# speckled already. Nearly clean paper comes from the coins and from the discretized logistic, which alone draws greys
-# on it.
+# The coins draw black and white, also the one that was trained on grey. The continuous Bernoulli has the largest
+# log-density of all, and here even its means are blots. With $\sigma = 1$ the mean is a digit, and a draw is noise.
+# With the learned $\sigma$ some digits can be seen in the draws, but some means are speckled already. Nearly clean
+# paper comes from the coins and from the discretized logistic, which alone draws greys on it.
 #
 # ### Compare what can be compared
 #
@@ -1092,9 +1124,9 @@ line = ax.axvline(140, color="#bd1f01", linewidth=2)
 #
 # $$ P(x|z) = F(x + h) - F(x - h), \qquad F(t) = \int_{-\infty}^{t} p(x'|z)\, dx' \tag{5.16} $$
 #
-# with the ends open as in (5.15), so that the 256 masses add up to one. Then the three kinds meet on one scale. The
-# unit is often **bits per dimension**, as in (2.32): nats divided by $784 \log 2$. Giving all 256 levels the same
-# probability costs 8 bits.
+# with the ends open as in (5.15), so that the 256 masses add up to one. Then the continuous Bernoulli, the Gaussian and
+# the discretized logistic meet on one scale. The unit is often **bits per dimension**, as in (2.32): nats divided by
+# $784 \log 2$. Giving all 256 levels the same probability costs 8 bits.
 
 
 # %%
@@ -1132,7 +1164,7 @@ for layer, a in rounded:
 # %% [markdown]
 # All choices are made, so this table is for the test digits, which nothing has seen so far. Both columns are −ELBOs
 # from one draw per digit, in bits per dimension: less is better. The first is for the density, with pixels from 0 to 1,
-# the second for the probability of the levels.
+# the second, with its ±, for the probability of the levels.
 
 # %%
 print(f"{'':<22}density   levels, bits per dimension")
@@ -1164,28 +1196,29 @@ print(f"{np.mean(x == 0):.1%} of the pixels are paper\n{'bits per dimension':<22
 for name in ("Gaussian, σ = 1", "Gaussian, σ learned"):
     model, q = fitted[name], fitted[name].encode(ops.convert_to_tensor(x))
     a = np.array(model.decode(model.draw(*q)))
-    bits = -log_mass(model.likelihood, x[..., None], a[..., None]) / np.log(2)  # of each pixel
+    blocks = zip(*(np.array_split(values[..., None], 10) for values in (x, a)), strict=True)  # to spare memory
+    bits = -np.concatenate([log_mass(model.likelihood, *block) for block in blocks]) / np.log(2)  # of each pixel
     parts = [np.mean(gaussian_kl(*q)) / (784 * np.log(2)), *(bits[which].sum() / x.size for which in (x == 0, x > 0))]
-    row = f"{name:<22}" + "  ".join(f"{part:.3f}" for part in parts)
-    off = np.sqrt(np.mean(a[x == 0] ** 2)) / np.exp(float(model.likelihood.log_sigma))
-    print(row, f"; {bits[x == 0].mean():.2f} bits per paper pixel, a there off by {off:.2f} σ (root mean square)")
+    print(f"{name:<22}" + "  ".join(f"{part:.3f}" for part in parts))
+    off = np.sqrt(np.mean(a[x == 0] ** 2)) / np.exp(float(model.likelihood.log_sigma))  # root mean square
+    print(f"  {bits[x == 0].mean():.2f} bits per paper pixel, a there off by {off:.2f} σ")
 
 # %% [markdown]
-# Read the two columns against each other. As a density the continuous Bernoulli is far ahead. As a probability of
-# levels it comes last: the probability of a bin is at most 1, so the reward for paper ends there. The Gaussians change
-# places, too, and most of that happens on paper. There the learned $\sigma$ pays 0.262 bits per dimension more, against
-# 0.045 for the KL divergence and 0.050 for all other pixels. Level 0 gets the area below $(h - a)/\sigma$ of a standard
-# normal, which stays near one half, or one bit, as long as $a$ is small beside $\sigma$. With $\sigma = 1$ the decoder
-# misses paper by 0.13 of a $\sigma$ and pays 1.06 bits per paper pixel; with the learned one it misses by 0.63 of a
-# $\sigma$ and pays 1.38. So the wide Gaussian forgives grey on paper. The
-# discretized logistic was trained for this question, and answers it best. All four stay below 8 bits. The other two
-# likelihoods have units of their own: 120.86 nats for the binarized test digits, 121.31 for the cross-entropy. So say
-# which question your number answers before you put it beside another.
+# As a density the continuous Bernoulli is far ahead. As a probability of levels it comes last: the probability of a bin
+# is at most 1, so the reward for paper ends there. The Gaussians change places, too, and most of that happens on paper.
+# There the learned $\sigma$ pays 0.262 bits per dimension more, against 0.045 for the KL divergence and 0.050 for all
+# other pixels (together 0.357 on these 2,000 digits, 0.309 on all). Level 0 gets the area below $(h - a)/\sigma$ of a
+# standard normal, which stays near one half, or one bit, as long as $a$ is small beside $\sigma$. With $\sigma = 1$ the
+# decoder misses paper by 0.13 of a $\sigma$ and pays 1.06 bits per paper pixel; with the learned one it misses by 0.63
+# of a $\sigma$ and pays 1.38. So the wide Gaussian forgives grey on paper. The discretized logistic was trained for
+# this question, and answers it best. All four stay below 8 bits. The other two losses answer other questions: 120.86
+# nats for the binarized test digits, 121.31 for the cross-entropy. So say which question your number answers before you
+# put it beside another.
 #
 # ## Regress when there are two answers
 #
 # The parts don't know that they are about digits. Take a curve that isn't a function: for each $t$ there are two
-# answers $y$, one above and one below, equally likely, with a little noise.
+# answers $y$, one above 0 and one below, equally likely, with a little noise.
 
 
 # %%
@@ -1288,15 +1321,14 @@ assert not CLAIMS or exact.mean() > plain.mean() + 1
 
 # %% [markdown]
 # Least squares answers roughly with the mean of the two branches: 98.5 % of its answers lie between them, where 0.2 %
-# of the points do, and its $\sigma$ must cover both. The conditional VAE draws from both branches, and its $\log
-# p(y|t)$ is more than a nat higher. It isn't the truth yet, which reaches 0.914. $z$ is continuous, and where the
-# decoder goes from one branch to the other, it draws between them: 24.2 % of the draws in this run. It also favours the
-# upper branch, with 42.8 % against 32.5 %.
+# of the points do. The conditional VAE draws from both branches, and its $\log p(y|t)$ is more than a nat higher. The
+# truth reaches 0.914. $z$ is continuous, and where the decoder goes from one branch to the other, it draws between
+# them: 24.2 % of the draws in this run. It also favours the upper branch, with 42.8 % against 32.5 %.
 #
 # ## Classify with 100 labels
 #
-# The last swap adds a part. You have many digits and only 100 labels. Let a code explain both the image and its class
-# $y$, by two decoders. Given the code, image and class are independent, so their log-probabilities add up:
+# You have many digits and only 100 labels. Let a code explain both the image and its class $y$, by two decoders. Given
+# the code, image and class are independent, so their log-probabilities add up:
 #
 # $$ \log p_\theta(x, y) \ge \mathbb E_{q_\phi(z|x)}\left[\log p_\theta(x|z) + \log p_\theta(y|z)\right]
 #    - \mathrm{KL}(q_\phi(z|x) \,\|\, p(z)) \tag{5.18} $$
@@ -1308,23 +1340,27 @@ assert not CLAIMS or exact.mean() > plain.mean() + 1
 # %% tags=["eq-5.18"]
 z, step = np.linspace(-10, 10, 20_001, retstep=True)
 prior, evidence = stats.norm.pdf(z), {}
+print("log p(x, y) = ELBO + gap for N(0.7, 0.6²) = for N(−1, 1.5²)")
 for x, y in np.ndindex(2, 2):
     log_both = stats.bernoulli.logpmf(x, special.expit(2 * z)) + stats.bernoulli.logpmf(y, special.expit(1 - 3 * z))
     evidence[x, y] = np.sum(np.exp(log_both) * prior) * step
     posterior = np.exp(log_both) * prior / evidence[x, y]
+    line = f"x = {x}, y = {y}: {np.log(evidence[x, y]):.3f}"
     for q in (stats.norm(0.7, 0.6).pdf(z), stats.norm(-1, 1.5).pdf(z)):
         elbo = np.sum(q * log_both) * step - np.sum(q * np.log(q / prior)) * step
         gap = np.sum(q * np.log(q / posterior)) * step
         assert gap > 0 and np.isclose(np.log(evidence[x, y]) - elbo, gap)
-        print(f"x = {x}, y = {y}: log p(x, y) {np.log(evidence[x, y]):.3f}, ELBO {elbo:.3f}, gap {gap:.3f}")
+        line += f" = {elbo:.3f} + {gap:.3f}"
+    print(line)
 assert np.isclose(sum(evidence.values()), 1)
 
 # %% [markdown]
 # For a digit without a label the term with $y$ drops out, and the ELBO of the image is left. Write labels as rows of
 # ten, with a 1 at the class, and nothing but zeros where there is no label. Then the likelihood layer below gives 0 for
-# them, without an `if`. One departure from (5.18) is common, and it's in here: 100 labels among 20,000 digits would
-# hardly count, so their term gets a weight. $\log p_\theta(y|z)$ is never above 0, so with a large weight the sum lies
-# far below $\log p_\theta(x, y)$: don't report it as an ELBO.
+# them, without an `if`. Two departures from (5.18) are in here. 100 labels among 20,000 digits would hardly count, so
+# their term gets a weight. $\log p_\theta(y|z)$ is never above 0, so with a large weight the sum lies far below
+# $\log p_\theta(x, y)$: don't report it as an ELBO. The other is a penalty on the weights of the class layer, as strong
+# as scikit-learn's.
 
 # %%
 LABELS_LATENT = 16
@@ -1342,7 +1378,7 @@ class Classes(Likelihood):
 class LabelVAE(ComposedVAE):
     def __init__(self, weight):
         super().__init__(KLLayer(), Bernoulli(), latent_dim=LABELS_LATENT)
-        decay = keras.regularizers.L2(0.5 * weight / len(grey))  # as strong as scikit-learn's, beside the weighted term
+        decay = keras.regularizers.L2(0.5 * weight / len(grey))  # grows with the labels' term
         self.classes, self.to_classes = Classes(weight), layers.Dense(10, kernel_regularizer=decay)
 
     def call(self, inputs):
@@ -1364,8 +1400,8 @@ def choose_labels(seed):  # ten of each class
 
 # %% [markdown]
 # Three rivals get the same 100 labels. Logistic regression on the 784 pixels sees these 100 digits and no other.
-# Logistic regression on `z_mean` uses a VAE that saw 20,000 digits and no label. The third is `LabelVAE`, trained on
-# everything at once. It starts anew for each choice of labels, so it gets three choices; the other two get 20.
+# Logistic regression on `z_mean` uses a VAE that saw 20,000 digits and no label. The third is `LabelVAE`, trained anew
+# on everything for each choice of labels, so it gets three choices; the other two get 20.
 
 
 # %%
@@ -1382,7 +1418,8 @@ def regression_accuracy(train, test, chosen, labels):
 
 
 # %% [markdown]
-# First choose the weight: on the validation digits, and with another choice of labels than those of the comparison.
+# First choose the weight, on the validation digits, with another choice of labels than below. This uses 2,000 labels
+# more, which you wouldn't have; only the third rival gets this help.
 
 # %%
 tried = {}
@@ -1413,22 +1450,23 @@ for seed in range(3 if FULL else 1):
     assert not CLAIMS or min(pixels, z, joint) > 0.6
 
 # %% [markdown]
-# Pixels and codes come out close together; over twenty choices of labels the codes of this VAE are 1.2 percentage
-# points behind. Training on everything at once gets 75.7 to 76.5 %: behind the pixels for two choices of labels, ahead
-# for one. So with this network and this short training, you see no gain from 20,000 digits without labels. The weight's
-# choice was between single runs; 40,000 and 400,000 differ by less than a percentage point.
+# Over twenty choices of labels the codes of this VAE are 1.2 percentage points behind the pixels. Training on
+# everything at once gets 75.7 to 76.5 %: behind the pixels for two choices of labels, ahead for one. So with this
+# network and this short training, you see no gain from 20,000 digits without labels. (The weight was chosen by single
+# runs.)
 #
 # ## In this notebook
 #
-# - A VAE has four parts, prior, posterior, likelihood and estimator, and each was replaced alone.
+# - A VAE has four parts, prior, posterior, likelihood and estimator, and each was replaced. (A new prior or posterior
+#   needs the drawn KL, too.)
 # - With `epsilon` as an input, `Multiply` and `Add` make the same $z$ as `Sampling`. The target needs an axis for the
-#   samples; without it, one sample and a batch of 3 with 3 samples give wrong numbers, and no error.
+#   samples; without it you may get wrong numbers and no error.
 # - The variance of a batch gradient is $(V_\text{images} + V_\text{noise}/S)/B$. The best $S$ by (5.5) is 1.40 for the
 #   encoder's outputs and 0.23 for the logits. At equal cost $-\mathcal L_{50}$ is 128.83 with one sample, 132.73 with
-#   5, 148.55 with 50 (medians of three short runs, which agree in the order).
+#   5, 148.55 with 50 (medians of three short runs).
 # - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate, 17.303 ± 0.010, agrees with the
 #   closed form, 17.310, and admits a mixture prior and a Laplace posterior.
-# - Six likelihoods stood on one network. As a density the continuous Bernoulli leads, with −6.188 bits per dimension;
+# - Six losses stood on one network. As a density the continuous Bernoulli leads, with −6.188 bits per dimension;
 #   as a probability of 256 levels it comes last, with 3.369, and the discretized logistic first, with 1.769.
 # - The same class solved a regression with two answers: $\log p(y|t)$ is 0.522 in this run, where least squares has
 #   −1.182 and the truth 0.914.
@@ -1497,11 +1535,12 @@ def check_2(answer):
     assert answer(1.0, 9.0, 1.0) == 3, "S* = √9 = 3"
     assert answer(9.0, 1.0, 1.0) == 1, "S* = 1/3, and you can't draw less than one sample"
     assert answer(1.0, 100.0, 25.0) == 2, "an expensive decoder: S* = √(100/25) = 2"
-    # Between two whole numbers, compare the variances rather than round.
-    costs = {S: (1 + 2.1 / S) * (1 + S) for S in (1, 2)}
-    assert answer(1.0, 2.1, 1.0) == min(costs, key=costs.get), (
-        f"variance × cost: {costs}. Rounding S* = 1.449 errs here"
-    )
+    assert answer(4.0, 36.0, 1.0) == 3, "S* = √(36/4) = 3: both variances count"
+    for v_noise in (1.9, 2.1):  # between two whole numbers, compare the variances rather than round, up or down
+        costs = {S: round((1 + v_noise / S) * (1 + S), 3) for S in (1, 2)}
+        assert answer(1.0, v_noise, 1.0) == min(costs, key=costs.get), (
+            f"S* = {np.sqrt(v_noise):.3f} lies between 1 and 2; variance × cost there: {costs}"
+        )
     print("Exercise 2: right.")
 
 
@@ -1524,8 +1563,8 @@ else:
 # ### Exercise 3: plug in a logistic posterior
 #
 # A logistic distribution has the density $r(\varepsilon) = e^{-\varepsilon} / (1 + e^{-\varepsilon})^2$. Return the
-# log-density (5.9) of the posterior that it makes, in NumPy, one value for each row of `z`. It must be finite at
-# $\varepsilon = -1000$, too.
+# log-density (5.9) of the posterior that it makes, in NumPy, one value for each row of `z`. `z_log_var` holds
+# $2 \log \sigma$. It must be finite at $\varepsilon = \pm 1000$, too.
 
 
 # %% tags=["exercise"]
@@ -1540,8 +1579,8 @@ def check_3(answer):
     assert np.shape(values) == (5,), "one value for each row: sum over the last axis"
     expected = stats.logistic(mean, np.exp(log_var / 2)).logpdf(z).sum(axis=1)
     assert np.allclose(values, expected), f"expected {expected.round(3)}. Is the stretch by σ in?"
-    far = answer(np.zeros((1, 1)), np.zeros((1, 1)), np.full((1, 1), -1000.0))
-    assert np.isclose(far[0], -1000), "at ε = −1000 the log-density is −1000; e^1000 is too large for a float"
+    far = answer(np.zeros((2, 1)), np.zeros((2, 1)), np.array([[-1000.0], [1000.0]]))
+    assert np.allclose(far, -1000), "at ε = ±1000 the log-density is −1000; e^1000 is too large for a float"
     print("Exercise 3: right.")
 
 
@@ -1563,8 +1602,8 @@ else:
 #
 # ### Exercise 4: change the unit of a density
 #
-# A paper measures pixels from 0 to 255 and reports a density of `nats_per_image` (its −ELBO) for images of 784 pixels.
-# Return what the same model costs in nats per image when pixels are measured from 0 to 1.
+# A paper measures pixels from 0 to 255, uses a density as its likelihood, and reports a −ELBO of `nats_per_image` for
+# images of 784 pixels. Return what the same model costs in nats per image when pixels are measured from 0 to 1.
 
 
 # %% tags=["exercise"]
@@ -1617,8 +1656,12 @@ def check_5(answer):
         assert np.shape(masses) == (256,), f"one probability for each level, not {np.shape(masses)}"
         for k in (1, 128, 254):
             area, _ = integrate.quad(stats.laplace(a, s).pdf, (k - 0.5) / 255, (k + 0.5) / 255)
-            assert np.isclose(masses[k], area, rtol=1e-6), f"level {k} gets the area of its bin, {area:.3g}"
+            assert np.isclose(masses[k], area, rtol=1e-6, atol=1e-15), f"level {k} gets the area of its bin, {area:.3g}"
         assert np.isclose(np.sum(masses), 1), f"a = {a}: they add up to {np.sum(masses):.3f}. Who gets the two tails?"
+        ends = stats.laplace(a, s).cdf(0.5 / 255), stats.laplace(a, s).sf(254.5 / 255)
+        assert np.allclose([masses[0], masses[-1]], ends, atol=1e-15), (
+            f"the two ends get {ends[0]:.3g} and {ends[1]:.3g}"
+        )
     print("Exercise 5: right.")
 
 
