@@ -1383,7 +1383,7 @@ for name in POSTERIORS:
 #
 # - **Full covariance** costs one more number per image and closes half of the gap. In two dimensions, begin
 #   here. Its price grows with the square of the number of dimensions.
-# - **Flows** of length 16 gain a little more in every seed, for 2.5 to 3.8 times the time. A single step of either kind
+# - **Flows** of length 16 gain a little more in every seed, for three to five times the time. A single step of either kind
 #   isn't enough. Flows keep an exact density, so you can still trust the ELBO and importance weights.
 # - **Adversarial** posteriors need no density. But they lose the bound, and without adaptive contrast they can end far
 #   from the truth and claim the opposite. Score them by something else than their own objective.
