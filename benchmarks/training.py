@@ -21,6 +21,7 @@ CONV = {"jit_compile": False, "steps_per_execution": 1 if QUICK else 10}
 
 EPOCH = 60_000
 PART = 15_000  # of an epoch, for convolutions
+SHORT = {"n": PART // 4, "rounds": 15}  # where a core comes and goes, many short rounds tell more than a few long ones
 
 
 def trainer(model, x, batch_size):
@@ -82,7 +83,7 @@ def dense_epoch():
 @row("conv-epoch", "conv VAE, batch 128, one epoch", "keras.io's train_step recipe", 1.2)
 def conv_epoch():
     keras.utils.set_random_seed(0)
-    found = pair(conv_vae, recipes.keras_io_conv(), keras.optimizers.Adam(), CONV, PART, batch_size=128)
+    found = pair(conv_vae, recipes.keras_io_conv(), keras.optimizers.Adam(), CONV, batch_size=128, **SHORT)
     return profiled(conv_vae(), 128, *found)
 
 
