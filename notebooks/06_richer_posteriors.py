@@ -539,7 +539,7 @@ for view in x:
 #
 # $$ f(z) = z + u \tanh(w^\top z + b) \tag{6.4} $$
 #
-# Far from the line $w^\top z + b = 0$ everything is moved by the same $u$ or $-u$; near it, space is stretched or
+# Far from the line $w^\top z + b = 0$ everything is moved by the same $u$, or by its opposite; near it, space is stretched or
 # squeezed. The derivative of $\tanh$ is $1 - \tanh^2$, so the Jacobian is $I + (1 - \tanh^2)\, u\, w^\top$: the
 # identity plus a matrix $u v^\top$ of rank one. It leaves every direction across $v$ alone and stretches $u$ itself by
 # $1 + v^\top u$, so that is its determinant (the matrix determinant lemma):

@@ -9,7 +9,8 @@ function makeScrollable() {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   }
 }
-addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(makeScrollable));
+const typeset = () => window.MathJax?.startup?.promise ?? Promise.resolve();
+addEventListener("load", () => typeset().then(() => document.fonts.ready).then(makeScrollable)); // fonts change widths
 
 // The figure of the first page. Without this script it is a picture; with it, a decoder to play with.
 function startExplorer(figure) {
