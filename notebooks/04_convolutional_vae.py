@@ -767,7 +767,8 @@ ax.invert_yaxis()
 # model is so small that calling TensorFlow from Python is a good part of its time; the convolutional model's time is nearly
 # all arithmetic. Run the cell again before you trust a small difference: whatever else your machine does moves the bars. And
 # these are seconds only: smaller batches take more steps in an epoch, and learn more in it. Chapter 03 measures that for the
-# dense model; the book's page *See how long you wait* has it for this one.
+# dense model; the book's page *See how long you wait* has it for this one. It also shows what `VAE.fit` spares you: with
+# the batches that Keras itself makes of an array, an epoch may last up to twice as long.
 #
 # There is a third setting, `jit_compile`: the compiler XLA fuses the operations of a step. It is off here. Left out,
 # Keras decides. Add the line `"with XLA": (conv_vae, 64, 1, True)` and see what it does on your machine.

@@ -58,7 +58,7 @@ from scipy.special import logsumexp
 
 import vae_utils
 from vae_utils import plotting
-from vae_utils.data import binarize, load_mnist
+from vae_utils.data import batches, binarize, load_mnist
 from vae_utils.distributions import gaussian_log_prob
 from vae_utils.models import load_pretrained
 
@@ -256,7 +256,8 @@ def placed_weights(view, seed):
     h = posterior.hidden(image)
     network = keras.Model(image, ops.concatenate([posterior.to_mean(h), posterior.to_log_var(h)], axis=-1))
     network.compile(adam(3e-3, PLACE), "mse", **FAST)
-    network.fit(tf.tile(x[view], [50, 1]), tf.tile(target, [50, 1]), batch_size=N, epochs=PLACE // 50, verbose=0)
+    pairs = batches((np.tile(x[view], (50, 1)), np.tile(target, (50, 1))), N)
+    network.fit(pairs, epochs=PLACE // 50, shuffle=False, verbose=0)
     return [layer.get_weights() for layer in (posterior.hidden, posterior.to_mean, posterior.to_log_var)]
 
 
@@ -286,9 +287,9 @@ def start_over(model, fresh, seed):  # a model that is trained again keeps its c
 
 
 def train(model, view):
-    repeated = tf.tile(x[view], [200, 1])  # on average 4 draws of each digit a step
+    repeated = batches(np.tile(x[view], (200, 1)), 4 * N)  # on average 4 draws of each digit a step
     start = time.process_time()
-    model.fit(repeated, batch_size=4 * N, epochs=STEPS // 50, verbose=0)
+    model.fit(repeated, epochs=STEPS // 50, shuffle=False, verbose=0)
     return time.process_time() - start
 
 
@@ -874,7 +875,7 @@ for name, (make, effort) in POSTERIORS.items():
         keras.utils.set_random_seed(seed)
         start_over(model, wide_model(make()), seed)
         start = time.process_time()
-        model.fit(x_wide, batch_size=100, epochs=max(1, steps * 100 // len(x_wide)), verbose=0)
+        model.fit(batches(x_wide, 100), epochs=max(1, steps * 100 // len(x_wide)), shuffle=False, verbose=0)
         used = time.process_time() - start
         values = log_weights(log_w, x_test)
         elbo, bound = values.mean(axis=1), weighted_bound(values)

@@ -10,11 +10,14 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from vae_utils import data
-from vae_utils.data import IDX_FILES, DataError, binarize, load_mnist
+from vae_utils.data import IDX_FILES, DataError, batches, binarize, load_mnist
+
+not_on_other_backends = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it makes a tf.data.Dataset")
 
 
 @pytest.fixture
@@ -290,3 +293,29 @@ def test_binarize_draws_with_the_grey_value_as_probability():
 def test_binarize_refuses_what_is_no_probability(x):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         binarize(x, seed=0)
+
+
+@not_on_other_backends
+def test_batches_hold_every_row_once_in_another_order():
+    rows, labels = np.arange(23.0), np.arange(23)
+    data = batches((rows, labels), 5)
+    assert len(data) == 5
+    for _ in range(2):
+        pairs = [(np.array(row), np.array(label)) for row, label in data]
+        assert [len(row) for row, _ in pairs] == [5, 5, 5, 5, 3]
+        assert (pairs[0][0].dtype, pairs[0][1].dtype) == (np.float32, np.int64)
+        for row, label in pairs:
+            np.testing.assert_array_equal(row, label)
+        order = np.concatenate([label for _, label in pairs])
+        np.testing.assert_array_equal(np.sort(order), labels)
+        assert not np.array_equal(order, labels)  # the same by chance once in 23! ≈ 10²² times
+    np.testing.assert_array_equal(np.concatenate([*batches(labels, 4, shuffle=False)]), labels)
+
+
+@not_on_other_backends
+@pytest.mark.parametrize("data", [np.zeros((0, 3)), (np.zeros(3), np.zeros(4)), np.float32(1), "digits", ()])
+def test_batches_refuse_what_is_no_set_of_rows(data):
+    with pytest.raises(ValueError, match="`data` must hold"):
+        batches(data)
+    with pytest.raises(ValueError, match="`batch_size` takes positive integers"):
+        batches(np.zeros(3), 0)

@@ -242,6 +242,28 @@ def test_sample_weights_weigh_examples(vae, images):
     vae.fit(images, sample_weight=weights, verbose=0)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only tf.data tunes")
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_are_those_of_keras_and_wait_for_no_tuner(images, monkeypatch, shuffle):
+    keras_fit, seen = keras.Model.fit, []
+
+    def record(self, x, *args):
+        seen.extend([x, args[6]])
+        return keras_fit(self, x, *args)
+
+    models = []
+    for fit in (VAE.fit, keras_fit):
+        monkeypatch.setattr(keras.Model, "fit", record)
+        keras.utils.set_random_seed(2)
+        models.append(small_vae())
+        fit(models[-1], images, batch_size=64, epochs=3, shuffle=shuffle, validation_data=images[:50], verbose=0)
+    assert weights_equal(*models)
+    assert [data.options().autotune.enabled for data in seen] == [False, False]
+    with models[1]._same_noise():
+        scores = keras.Model.evaluate(models[1], images, verbose=0)
+    assert models[0].evaluate(images, verbose=0) == scores
+
+
 def test_predict_on_batch_is_predict(vae, images):
     np.testing.assert_allclose(vae.predict_on_batch(images[:9]), vae.predict(images[:9], verbose=0), atol=1e-6)
 

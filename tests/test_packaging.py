@@ -69,7 +69,7 @@ def test_module_imports_only_what_is_declared():
 
 def test_module_can_be_read_in_one_sitting():
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in (ROOT / "vae_utils").glob("*.py"))
-    assert lines < 1_300  # of which about 100 refuse bad input and broken downloads
+    assert lines < 1_360  # of which about 100 refuse bad input and broken downloads, and 50 are for speed alone
 
 
 def test_import_waits_neither_for_keras_nor_for_matplotlib():
@@ -132,7 +132,7 @@ def test_makefile_explains_its_targets():
 
 def test_readmes_ten_lines_train_a_vae_in_an_empty_folder(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(code.split("\n")) <= 12 and "epochs=10" in code
+    assert len([line for line in code.splitlines() if line]) == 10 and "epochs=10" in code
     (tmp_path / "mine.py").write_text(code.replace("epochs=10", "epochs=1"), "utf-8")
     printed = subprocess.run(
         [sys.executable, "mine.py"],

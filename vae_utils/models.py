@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from vae_utils.data import as_numbers, check_pixels, check_sizes
+from vae_utils.data import as_numbers, batches, check_pixels, check_sizes
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl
 from vae_utils.layers import Sampling
 
@@ -110,6 +110,7 @@ class VAE(keras.Model):
         callbacks=None,
         validation_split=0.0,
         validation_data=None,
+        shuffle=True,
         **kwargs,
     ):
         """Train as `keras.Model.fit` does, and stop with a `FloatingPointError` when it diverges."""
@@ -121,10 +122,14 @@ class VAE(keras.Model):
             raise ValueError(f"`validation_split` must lie in [0, 1). Received: {validation_split}")
         y = _check_weights(x, y, **kwargs)
         callbacks = [_StopAtDivergence(), *keras.tree.flatten(callbacks or [])]
+        others = {"class_weight", "steps_per_epoch", "validation_steps"} & kwargs.keys()
+        if y is None and not validation_split and not others and shuffle != "batch":
+            validation_data = _in_batches(validation_data, kwargs.get("validation_batch_size") or batch_size)
+            given, x = x, _in_batches(x, batch_size, shuffle)
+            shuffle = shuffle and x is given
+        arguments = (x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle)
         try:
-            return super().fit(
-                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, **kwargs
-            )
+            return super().fit(*arguments, **kwargs)
         finally:
             self._initial_epoch = None  # `BackupAndRestore` leaves it, and the next `fit` would skip that many epochs
 
@@ -132,6 +137,8 @@ class VAE(keras.Model):
         self.check_images(x)
         check_sizes(batch_size=1 if batch_size is None else batch_size)
         y = _check_weights(x, y, **kwargs)
+        if y is None and not kwargs.get("steps"):
+            x = _in_batches(x, batch_size)
         with self._same_noise():
             return super().evaluate(x, y, batch_size, *args, **kwargs)
 
@@ -142,7 +149,7 @@ class VAE(keras.Model):
         """
         self.check_images(x)
         check_sizes(batch_size=1 if batch_size is None else batch_size)
-        return self._reconstructor.predict(x, batch_size, *args, **kwargs)
+        return self._reconstructor.predict(_in_batches(x, batch_size), batch_size, *args, **kwargs)
 
     def predict_on_batch(self, x):
         """`predict` for one batch."""
@@ -165,7 +172,7 @@ class VAE(keras.Model):
         self.check_images(x)
         check_sizes(batch_size=batch_size)
         outputs = []
-        for batch in _batches(x, batch_size) if hasattr(x, "__array__") else map(_first, x):
+        for batch in _parts(x, batch_size) if hasattr(x, "__array__") else map(_first, x):
             self.check_images(batch)
             outputs.append([ops.convert_to_numpy(output) for output in self.encoder(batch, training=False)[:2]])
         if not outputs:
@@ -191,7 +198,7 @@ class VAE(keras.Model):
             raise ValueError(
                 f"`z` must hold finite values in the shape (n, {self.latent_dim}). Received: shape {z.shape}"
             )
-        logits = [self.decoder(batch, training=False) for batch in _batches(z, batch_size)]
+        logits = [self.decoder(batch, training=False) for batch in _parts(z, batch_size)]
         return np.concatenate([ops.convert_to_numpy(self.mean(batch)) for batch in logits])
 
     def sample(self, n, seed=None):
@@ -362,8 +369,13 @@ def load_pretrained(name):
     return vae
 
 
-def _batches(array, batch_size):
-    return (array[start : start + batch_size] for start in range(0, len(array), batch_size))
+def _parts(array, size):
+    return (array[start : start + size] for start in range(0, len(array), size))
+
+
+def _in_batches(x, batch_size, shuffle=False):
+    needed = keras.backend.backend() == "tensorflow" and hasattr(x, "__array__")
+    return batches(x, batch_size or 32, shuffle) if needed else x
 
 
 class _StopAtDivergence(keras.callbacks.Callback):

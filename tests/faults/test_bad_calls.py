@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vae_utils import plotting
-from vae_utils.data import binarize, load_mnist
+from vae_utils.data import batches, binarize, load_mnist
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from vae_utils.evaluation import elbo, grid_log_likelihood, log_likelihood, reconstruction_floor
 from vae_utils.layers import Sampling, reparameterize
@@ -133,6 +133,21 @@ def test_validation_images(vae, tried, x, split):
     result = outcome(lambda: vae.fit(good, validation_data=data, verbose=0), *names)
     assert (result is not None) == are_images(x)
     assert result is not None or not changed(vae, before)
+    tried()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it makes a tf.data.Dataset")
+@cases(80)
+@given(data=objects_or(arrays((*SHAPES, ()))), other=st.none() | arrays([(2,), (2, 3), (3,)]))
+def test_batches(tried, data, other):
+    given_data = data if other is None else (data, other)
+    parts = keras.tree.flatten(given_data)
+    fits = all(is_real(part) and part.shape for part in parts) and {len(part) for part in parts} <= {1, 2, 3}
+    result = outcome(lambda: batches(given_data, 2), "`data` must")
+    assert (result is not None) == bool(parts and fits and len({len(part) for part in parts}) == 1), data
+    if result is not None:
+        drawn = [keras.tree.flatten(batch)[0] for batch in result]
+        assert sum(len(batch) for batch in drawn) == len(parts[0]) and max(len(batch) for batch in drawn) <= 2
     tried()
 
 
