@@ -158,33 +158,35 @@ def batches(data, batch_size=32, shuffle=True):
         ValueError: If the arrays are empty, differ in length or hold no numbers, or the size is no positive integer.
     """
     import tensorflow as tf
-    from keras import backend, ops, tree
+    from keras import backend, ops
 
     check_sizes(batch_size=batch_size)
-    arrays = [as_numbers(array, "data") for array in tree.flatten(data)]
+    several = isinstance(data, tuple)
+    parts = data if several else (data,)
+    arrays = [as_numbers(part, "data") for part in parts]
     lengths = {array.shape[:1] for array in arrays}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(f"`data` must hold arrays of one length, 1 or more. Received: {[a.shape for a in arrays]}")
     length = len(arrays[0])
-
-    def to_tensor(array):
-        return ops.convert_to_tensor(array, backend.floatx() if as_numbers(array).dtype.kind == "f" else None)
+    dtypes = [backend.floatx() if array.dtype.kind == "f" else None for array in arrays]
+    tensors = tuple(ops.convert_to_tensor(*pair) for pair in zip(parts, dtypes, strict=True))
 
     def order(_):
         rows = tf.range(length, dtype=tf.int64)
         return tf.random.shuffle(rows) if shuffle else rows
 
     def pick(rows, tensors):
-        return tree.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
+        picked = tuple(tf.gather(tensor, rows) for tensor in tensors)
+        return picked if several else picked[0]
 
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False  # they would copy the arrays
     rows = tf.data.Dataset.range(1).map(order).rebatch(batch_size)
     # The tensors are part of the data set: a function that held them would keep their memory until Python collects it.
-    tensors = tf.data.Dataset.from_tensors(tree.map_structure(to_tensor, data)).repeat()
+    stored = tf.data.Dataset.from_tensors(tensors).repeat()
     known_size = tf.data.experimental.assert_cardinality(-(-length // batch_size))
-    return tf.data.Dataset.zip(rows, tensors).map(pick).prefetch(2).apply(known_size).with_options(options)
+    return tf.data.Dataset.zip(rows, stored).map(pick).prefetch(2).apply(known_size).with_options(options)
 
 
 def as_numbers(x, name="x"):
