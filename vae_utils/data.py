@@ -161,13 +161,11 @@ def batches(data, batch_size=32, shuffle=True):
     from keras import backend, ops
 
     check_sizes(batch_size=batch_size)
-    several = isinstance(data, tuple)
-    parts = data if several else (data,)
+    parts = data if isinstance(data, tuple) else (data,)
     arrays = [as_numbers(part, "data") for part in parts]
-    lengths = {array.shape[:1] for array in arrays}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
+    length = len(arrays[0]) if arrays and arrays[0].shape else 0
+    if length == 0 or any(array.shape[:1] != (length,) for array in arrays):
         raise ValueError(f"`data` must hold arrays of one length, 1 or more. Received: {[a.shape for a in arrays]}")
-    length = len(arrays[0])
     dtypes = [backend.floatx() if array.dtype.kind == "f" else None for array in arrays]
     tensors = tuple(ops.convert_to_tensor(*pair) for pair in zip(parts, dtypes, strict=True))
 
@@ -177,7 +175,7 @@ def batches(data, batch_size=32, shuffle=True):
 
     def pick(rows, tensors):
         picked = tuple(tf.gather(tensor, rows) for tensor in tensors)
-        return picked if several else picked[0]
+        return picked if len(picked) > 1 else picked[0]
 
     options = tf.data.Options()
     options.autotune.enabled = False
