@@ -149,6 +149,17 @@ def test_grid_and_importance_samples_agree(x):
     assert (np.abs(grid_log_likelihood(vae, x) - sampled.mean(axis=0)) < 8 * standard_error).all()
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="nothing is compiled there")
+@pytest.mark.parametrize("score", [elbo, log_likelihood])
+def test_many_samples_are_compiled_and_change_by_rounding_only(x, score, monkeypatch):
+    import tensorflow as tf
+
+    compiled, called = score(tiny_vae(), x, num_samples=10_000, seed=1), []
+    monkeypatch.setattr(tf, "function", lambda function, **_: called.append(function) or function)
+    np.testing.assert_allclose(compiled, score(tiny_vae(), x, num_samples=10_000, seed=1), rtol=1e-5)
+    assert len(called) == 1
+
+
 def test_reconstruction_floor_is_the_entropy(digits):
     x = digits.x_test[:20].astype("float64")
     expected = special.entr(x).sum(axis=(1, 2, 3)) + special.entr(1 - x).sum(axis=(1, 2, 3))

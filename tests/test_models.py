@@ -1,5 +1,7 @@
 """VAE as a Keras model in full standing: fit, evaluate, predict, save, load, callbacks, compiled steps, seeds."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -262,6 +264,20 @@ def test_batches_are_those_of_keras_and_wait_for_no_tuner(images, monkeypatch, s
     with models[1]._same_noise():
         scores = keras.Model.evaluate(models[1], images, verbose=0)
     assert models[0].evaluate(images, verbose=0) == scores
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow keeps them")
+def test_a_deleted_model_leaves_no_compiled_step(images):
+    def count():
+        gc.collect()
+        return sum(type(thing).__name__ == "FuncGraph" for thing in gc.get_objects())
+
+    before = count()
+    vae = small_vae(steps_per_execution=2)
+    vae.fit(images, batch_size=64, validation_data=images[:50], verbose=0)
+    assert count() > before
+    del vae
+    assert count() == before
 
 
 def test_predict_on_batch_is_predict(vae, images):

@@ -71,7 +71,7 @@ def load_mnist(path=None, offline=None):
         raise ValueError(f"`path` must be a file or a folder. Received: {path!r}")
     given = path or os.environ.get("VAE_UTILS_DATA")
     cached = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "mnist.npz"
-    if not given and not _exists(cached):
+    if not given and not os.path.lexists(cached):
         try:
             _download(cached)
         except ConnectionError as error:
@@ -141,15 +141,14 @@ def binarize(x, seed):
 def batches(data, batch_size=32, shuffle=True):
     """Make of arrays the batches that Keras makes of them, in a `tf.data.Dataset` whose epochs end without a wait.
 
-    `tf.data` tunes Keras' own data set while it is read, in rounds that double from 10 ms. At the end of an epoch
-    the tuner is told to stop; when it misses that, the epoch lasts until its round is over, up to twice as long.
-    `VAE` calls this function by itself; for another model, write `model.fit(batches(x, 100), shuffle=False)`.
+    `tf.data` tunes Keras' own data set while it is read, in rounds that double from 10 ms. When it misses the end of
+    an epoch, the epoch lasts until the round is over, up to twice as long. Keras also keeps copies of the arrays.
+    `VAE` uses this function; for another model, write `model.fit(batches(x, 100), shuffle=False)`.
 
     Args:
         data: Array, or tuple of arrays of one length: inputs, or inputs and targets.
         batch_size: Rows in a batch; the last one may have fewer.
-        shuffle: Whether to shuffle, in every epoch anew; after `keras.utils.set_random_seed` every epoch has the same
-            order, as Keras' own batches have.
+        shuffle: Whether to shuffle, in every epoch anew; after `keras.utils.set_random_seed` always alike, as in Keras.
 
     Returns:
         Data set of batches, or of tuples of them.
@@ -158,33 +157,29 @@ def batches(data, batch_size=32, shuffle=True):
         ValueError: If the arrays are empty, differ in length or hold no numbers, or the size is no positive integer.
     """
     import tensorflow as tf
-    from keras import backend, ops
+    from keras import backend
 
     check_sizes(batch_size=batch_size)
-    parts = data if isinstance(data, tuple) else (data,)
-    arrays = [as_numbers(part, "data") for part in parts]
+    arrays = [as_numbers(part, "data") for part in (data if isinstance(data, tuple) else (data,))]
     length = len(arrays[0]) if arrays and arrays[0].shape else 0
     if length == 0 or any(array.shape[:1] != (length,) for array in arrays):
         raise ValueError(f"`data` must hold arrays of one length, 1 or more. Received: {[a.shape for a in arrays]}")
-    dtypes = [backend.floatx() if array.dtype.kind == "f" else None for array in arrays]
-    tensors = tuple(ops.convert_to_tensor(*pair) for pair in zip(parts, dtypes, strict=True))
+    arrays = [array.astype(backend.floatx(), copy=False) if array.dtype.kind == "f" else array for array in arrays]
 
     def order(_):
         rows = tf.range(length, dtype=tf.int64)
         return tf.random.shuffle(rows) if shuffle else rows
 
-    def pick(rows, tensors):
-        picked = tuple(tf.gather(tensor, rows) for tensor in tensors)
+    # In NumPy: TensorFlow would copy the whole arrays first, and keep the memory of two such copies for good.
+    def pick(rows):
+        picked = tf.numpy_function(lambda rows: [array[rows] for array in arrays], [rows], [a.dtype for a in arrays])
+        picked = tuple(tf.ensure_shape(part, (None, *a.shape[1:])) for part, a in zip(picked, arrays, strict=True))
         return picked if len(picked) > 1 else picked[0]
 
     options = tf.data.Options()
     options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False  # they would copy the arrays
-    rows = tf.data.Dataset.range(1).map(order).rebatch(batch_size)
-    # The tensors are part of the data set: a function that held them would keep their memory until Python collects it.
-    stored = tf.data.Dataset.from_tensors(tensors).repeat()
-    known_size = tf.data.experimental.assert_cardinality(-(-length // batch_size))
-    return tf.data.Dataset.zip(rows, stored).map(pick).prefetch(2).apply(known_size).with_options(options)
+    found = tf.data.Dataset.range(1).map(order).rebatch(batch_size).map(pick).prefetch(2)
+    return found.apply(tf.data.experimental.assert_cardinality(-(-length // batch_size))).with_options(options)
 
 
 def as_numbers(x, name="x"):
@@ -214,10 +209,6 @@ def check_sizes(**named):
     for name, size in named.items():
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"`{name}` takes positive integers. Received: {size!r}")
-
-
-def _exists(path):
-    return os.path.lexists(path)
 
 
 def _announce_fallback(error):
@@ -274,7 +265,7 @@ def _read(path):
     """Read the four arrays from a file or folder and check them; every fault becomes a DataError."""
     leave = "It was left as it is: delete or replace it, or name another copy."
     try:
-        if path.is_dir() and not _exists(path / "mnist.npz"):
+        if path.is_dir() and not os.path.lexists(path / "mnist.npz"):
             arrays = {name: _read_idx(path, name) for name in MNIST}
         else:
             path = path / "mnist.npz" if path.is_dir() else path
@@ -319,7 +310,7 @@ def _read_npy(archive, name):
 def _read_idx(folder, name):
     path = folder / IDX_FILES[name]
     zipped = path.with_name(path.name + ".gz")
-    path = zipped if _exists(zipped) else path
+    path = zipped if os.path.lexists(zipped) else path
     _expect_file(path)
     with (gzip.open if path is zipped else open)(path, "rb") as stream:
         rank = len(MNIST[name][1])

@@ -36,8 +36,7 @@ def elbo(vae, x, num_samples=1, seed=0):
     def term(x, z_mean, z_log_var, z):
         return vae.log_prob(x, vae.decoder(z)) - gaussian_kl(z_mean, z_log_var)
 
-    total = _accumulate(np.add, term, vae, x, num_samples, seed)
-    return total / num_samples
+    return _accumulate(np.add, term, vae, x, num_samples, seed) / num_samples
 
 
 def log_likelihood(vae, x, num_samples=100, seed=0):
@@ -64,8 +63,7 @@ def log_likelihood(vae, x, num_samples=100, seed=0):
         log_prior = gaussian_log_prob(z, ops.zeros_like(z), ops.zeros_like(z))
         return vae.log_prob(x, vae.decoder(z)) + log_prior - gaussian_log_prob(z, z_mean, z_log_var)
 
-    total = _accumulate(np.logaddexp, term, vae, x, num_samples, seed)
-    return total - np.log(num_samples)
+    return _accumulate(np.logaddexp, term, vae, x, num_samples, seed) - np.log(num_samples)
 
 
 def grid_log_likelihood(vae, x, points=500, limit=5.0):
@@ -140,16 +138,23 @@ def _accumulate(add, term, vae, x, num_samples, seed):
     x = _images(vae, x)
     z_mean, z_log_var = vae.encode(x)
     generator = keras.random.SeedGenerator(seed)
+
+    def draw(x, z_mean, z_log_var):
+        z = reparameterize(z_mean, z_log_var, keras.random.normal(z_mean.shape, seed=generator))
+        return term(x, z_mean, z_log_var, z)
+
+    if len(x) * num_samples >= _ROWS and keras.backend.backend() == "tensorflow":  # faster, and keeps no activations
+        import tensorflow as tf
+
+        draw = tf.function(draw, autograph=False)
     total = np.full(len(x), add.identity, "float64")
     for rows in _slices(len(x)):
         n = len(x[rows])
         for draws in _slices(num_samples, _ROWS // n):
             repeats = len(range(num_samples)[draws])
             given = [np.concatenate([array[rows]] * repeats) for array in (x, z_mean, z_log_var)]
-            z = reparameterize(*given[1:], keras.random.normal(given[1].shape, seed=generator))
-            values = ops.convert_to_numpy(term(*map(ops.convert_to_tensor, given), z))
-            values = add.reduce(values.reshape(repeats, n).astype("float64"), axis=0)
-            total[rows] = add(total[rows], values)
+            values = ops.convert_to_numpy(draw(*map(ops.convert_to_tensor, given))).reshape(repeats, n)
+            total[rows] = add(total[rows], add.reduce(values, axis=0, dtype="float64"))
     return total
 
 

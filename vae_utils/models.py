@@ -127,6 +127,9 @@ class VAE(keras.Model):
             validation_data = _in_batches(validation_data, kwargs.get("validation_batch_size") or batch_size)
             given, x = x, _in_batches(x, batch_size, shuffle)
             shuffle = shuffle and x is given
+        replicas = getattr(getattr(self, "distribute_strategy", None), "num_replicas_in_sync", 0)  # on TensorFlow only
+        if self.compiled and replicas == 1:  # nothing to reduce, and TensorFlow would keep the compiled step for good:
+            self.optimizer._all_reduce_sum_gradients = list  # https://github.com/tensorflow/tensorflow/issues/61791
         arguments = (x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle)
         try:
             return super().fit(*arguments, **kwargs)
@@ -179,8 +182,8 @@ class VAE(keras.Model):
             raise ValueError("`x` holds no batch of images.")
         return tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
-    def decode(self, z, batch_size=1_000):
-        """Decode latent points, all in one call.
+    def decode(self, z, batch_size=250):
+        """Decode latent points.
 
         Args:
             z: Points, shape `(n, latent_dim)`.
