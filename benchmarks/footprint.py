@@ -3,6 +3,7 @@
 import json
 
 from benchmarks.base import ROOT, ROUNDS, NotMeasuredError, row, run_python
+from vae_utils import QUICK
 
 IMPORT = """
 import json, time
@@ -44,3 +45,36 @@ def memory():
     start = f"Keras and the digits alone {run_python(START):.2f} GB"
     note = f"recorded when built; {each}; {start}; {HUB // largest} learners on {HUB // 1000} GB"
     return [largest / 1000], None, note
+
+
+#: Prints how many MB each model leaves in memory that is trained and deleted.
+LEFTOVER = """
+import gc, json, keras
+from vae_utils.data import load_mnist
+from vae_utils.models import VAE, dense_vae
+x, held = load_mnist(offline="optical-digits").x_train[:1_000], []
+for _ in range({models}):
+    vae = dense_vae()
+    vae.compile("adam")
+    {fit}(vae, x, verbose=0)
+    del vae
+    gc.collect()
+    held.append(int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024 / 1e6)
+print(json.dumps(max(0.1, (held[-1] - held[0]) / (len(held) - 1))))
+"""
+
+
+@row(
+    "leftover",
+    "memory left by a dense VAE that was trained and deleted",
+    "the same, trained by Keras' own fit",
+    None,
+    "MB",
+)
+def leftover():
+    models, rounds = (3, 1) if QUICK else (9, 3)
+    found = {"VAE.fit": [], "keras.Model.fit": []}
+    for _ in range(rounds):
+        for fit, megabytes in found.items():
+            megabytes.append(run_python(LEFTOVER.format(models=models, fit=fit)))
+    return *found.values(), f"the average of {models - 1} models, after a first one"

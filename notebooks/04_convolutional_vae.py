@@ -795,11 +795,13 @@ np.testing.assert_allclose(together[:90], ops.sigmoid(np.concatenate(one_by_one)
 #
 # $$ \log p_\theta(x) = \log \int p_\theta(x|z) \, p(z) \, dz \approx \log \sum_k p_\theta(x|z_k) \, p(z_k) \, h^2. \tag{4.6} $$
 #
-# The posteriors are narrow, so the grid must be fine: 400 cells along each axis, from −5 to 5. Take the dense model, which decodes all these
-# points in seconds, and twelve validation digits. The table `log_joint` holds $\log p_\theta(x|z_k) + \log p(z_k)$
+# The posteriors are narrow, so the grid must be fine: 400 cells along each axis, from −5 to 5. Take the dense model that
+# ships with `vae_utils`: it decodes all these points in seconds, and its weights are the same on every machine. Take twelve
+# validation digits. The table `log_joint` holds $\log p_\theta(x|z_k) + \log p(z_k)$
 # for each digit (row) and each cell (column).
 
 # %%
+shipped_dense = load_pretrained("dense-2d")
 N, POINTS, LIMIT = 12, (100 if vae_utils.QUICK else 400), 5.0
 side = 2 * LIMIT / POINTS
 axis = -LIMIT + side * (np.arange(POINTS) + 0.5)
@@ -808,7 +810,7 @@ few, zero = x_val[:N].reshape(N, 784), np.zeros(2, "float32")
 
 
 def log_joint_at(z):
-    logits = ops.reshape(dense.decoder(z), (-1, 784))
+    logits = ops.reshape(shipped_dense.decoder(z), (-1, 784))
     return few @ ops.transpose(logits) - ops.sum(ops.softplus(logits), axis=1) + gaussian_log_prob(z, zero, zero)
 
 
@@ -820,7 +822,7 @@ log_p = logsumexp(log_joint, axis=1, b=side**2)
 # axis it must give the same number for every digit.
 
 # %% tags=["eq-4.6"]
-finer = evaluation.grid_log_likelihood(dense, x_val[:N], points=2 * POINTS, limit=LIMIT)
+finer = evaluation.grid_log_likelihood(shipped_dense, x_val[:N], points=2 * POINTS, limit=LIMIT)
 change = np.abs(log_p - finer)
 print(f"grid {POINTS}²: {log_p.mean():.4f}, grid {2 * POINTS}²: {finer.mean():.4f} nats per image")
 print(f"largest change of a single digit: {change.max():.4f} nats")
@@ -835,7 +837,7 @@ if not vae_utils.QUICK:
 
 # %%
 num_samples = 200 if vae_utils.QUICK else 5_000
-runs = [evaluation.log_likelihood(dense, x_val[:N], num_samples // 10, seed=seed) for seed in range(10)]
+runs = [evaluation.log_likelihood(shipped_dense, x_val[:N], num_samples // 10, seed=seed) for seed in range(10)]
 weighted = logsumexp(runs, axis=0) - np.log(10)  # ten runs make one bound with all the samples
 error = np.exp(runs - weighted).std(axis=0, ddof=1) / np.sqrt(10)
 behind = log_p - weighted
@@ -849,7 +851,7 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
 # this is the part that $q$ misses. The error bar is made from the draws, so it can't show what they never reached.
 
 # %%
-z_mean, z_log_var = (values[:N] for values in dense.encode(x_val))
+z_mean, z_log_var = (values[:N] for values in shipped_dense.encode(x_val))
 distance = sum((grid[:, j] - z_mean[:, [j]]) ** 2 * np.exp(-z_log_var[:, [j]]) for j in range(2))
 posterior = np.exp(log_joint - log_p[:, None]) * side**2
 missed = np.sum(posterior * (distance > -2 * np.log(1e-4)), axis=1)
@@ -922,7 +924,7 @@ approximation, amortization = log_p - best, best - amortized
 draws = 500
 repeat = [np.repeat(ops.convert_to_numpy(value), draws, axis=0) for value in (best_mean, best_log_var)]
 z = reparameterize(*repeat, np.random.default_rng(0).standard_normal((N * draws, 2)).astype("float32"))
-log_likelihood = bernoulli_log_prob(np.repeat(x_val[:N], draws, axis=0), dense.decoder(z))
+log_likelihood = bernoulli_log_prob(np.repeat(x_val[:N], draws, axis=0), shipped_dense.decoder(z))
 log_likelihood = ops.convert_to_numpy(log_likelihood).reshape(N, draws)
 drawn = log_likelihood.mean(axis=1) - ops.convert_to_numpy(gaussian_kl(best_mean, best_log_var))
 standard_errors = (best - drawn) / (log_likelihood.std(axis=1, ddof=1) / np.sqrt(draws))

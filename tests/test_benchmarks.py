@@ -183,6 +183,13 @@ def test_memory_is_read_from_the_notebooks(monkeypatch, tmp_path):
     assert "12 learners" in row["note"] and "01: 0.50 GB" in row["note"]
 
 
+def test_what_a_training_leaves_is_measured_beside_keras_own_fit(monkeypatch):
+    monkeypatch.setattr(footprint, "run_python", lambda code: 16.0 if "keras.Model.fit(vae" in code else 2.0)
+    row = base.ROWS["leftover"]()
+    check_row(row)
+    assert row["ratio"] == 8 and "2 models" in row["note"]
+
+
 def test_exponent_is_the_slope_in_the_log_log_plane():
     x = np.array([1, 2, 4, 8])
     assert scaling.exponent(x, 3 * x**1.5) == pytest.approx(1.5)
