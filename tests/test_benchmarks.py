@@ -184,6 +184,7 @@ def test_memory_is_read_from_the_notebooks(monkeypatch, tmp_path):
 
 
 def test_what_a_training_leaves_is_measured_beside_keras_own_fit(monkeypatch):
+    monkeypatch.setattr(footprint, "QUICK", True)
     monkeypatch.setattr(footprint, "run_python", lambda code: 16.0 if "keras.Model.fit(vae" in code else 2.0)
     row = base.ROWS["leftover"]()
     check_row(row)
