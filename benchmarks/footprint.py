@@ -42,7 +42,7 @@ def memory():
         raise NotMeasuredError("not recorded yet: make notebooks")
     each = ", ".join(f"{chapter}: {peak / 1000:.2f} GB" for chapter, peak in peaks.items())
     largest = max(peaks.values())
-    start = f"Keras and the digits alone {run_python(START):.2f} GB"
+    start = f"Keras and the digits alone {run_python(START):.2f} GB, and `leftover` says what each model adds"
     note = f"recorded when built; {each}; {start}; {HUB // largest} learners on {HUB // 1000} GB"
     return [largest / 1000], None, note
 
