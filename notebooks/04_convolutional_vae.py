@@ -526,7 +526,7 @@ for seed, color in zip(range(SEEDS), ["#3f90da", "#ffa90e", "#bd1f01"], strict=F
 ax.set(xlabel="−ELBO on validation digits, nats per image", yticks=[0, 1], ylim=(-0.6, 1.6))
 _ = ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
 # %% [markdown]
-# The slip costs each seed a little, less than the seeds differ by. So you won't notice it in one curve.
+# The slip costs up to 0.9 nats here, less than the seeds differ by. So you won't notice it in one curve.
 #
 # What does it do to the picture? The KL is the price of moving a code away from the prior. At half the price, you expect
 # the codes to spread. The prior has a standard deviation of 1 in each dimension, and 5 % of its draws fall outside the
@@ -763,10 +763,9 @@ ax.bar_label(bars, fmt="%.2f", padding=3)
 ax.set(xlabel="seconds per epoch", xlim=(0, 1.15 * max(seconds.values())))
 ax.invert_yaxis()
 # %% [markdown]
-# In this run the larger batch pays for the convolutional model, and more steps per call pay for the dense one. The dense
-# model is so small that calling TensorFlow from Python is a good part of its time; the convolutional model's time is nearly
-# all arithmetic. Run the cell again before you trust a small difference: whatever else your machine does moves the bars. And
-# these are seconds only: smaller batches take more steps in an epoch, and learn more in it. Chapter 03 measures that for the
+# In this run each bar is shorter than the one above it, for both models. A step of the dense model is so small that calling
+# TensorFlow from Python is a good part of it; the convolutional model's time is nearly all arithmetic. Run the cell again
+# before you trust a small difference: whatever else your machine does moves the bars. And these are seconds only: smaller batches take more steps in an epoch, and learn more in it. Chapter 03 measures that for the
 # dense model; the book's page *See how long you wait* has it for this one. It also shows what `VAE.fit` spares you: with
 # the batches that Keras itself makes of an array, an epoch may last up to twice as long.
 #
@@ -845,8 +844,8 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
     print(f"digit {i:2}: samples fall short of the grid by {behind[i]:6.3f} ± {error[i]:.3f} nats")
 
 # %% [markdown]
-# For some digits they do. For others the samples fall short by several times their error bar. One possible reason: $q$
-# leaves out a part of the posterior. Test it on the grid. Take the ellipse that holds all but 10⁻⁴ of the mass of $q$. Of 5,000
+# For some digits they do. For others the samples fall short by many times their error bar. One possible reason: $q$
+# leaves out a part of the posterior, or all of it. Test it on the grid. Take the ellipse that holds all but 10⁻⁴ of the mass of $q$. Of 5,000
 # draws, one half of a draw is expected outside it. Add up the part of the posterior $p_\theta(z|x)$ that lies outside:
 # this is the part that $q$ misses. The error bar is made from the draws, so it can't show what they never reached.
 
@@ -861,7 +860,7 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
 # %% [markdown]
 # Draw the shortfall against the missed part. If this is the reason, the digits whose posterior $q$ covers must lie at zero.
 
-# %% mystnb={"figure": {"caption": "How far the weighted samples fall short of the grid, against the part of the posterior that q misses. One point per digit, with bars of two standard errors.", "name": "fig-04-missed"}, "image": {"alt": "Twelve points. Seven lie at the left, where q misses less than 3 % of the posterior, close to zero. Five lie farther right, up to 20 %, and between 0.05 and 0.4 nats above zero, with longer bars."}}
+# %% mystnb={"figure": {"caption": "How far the weighted samples fall short of the grid, against the part of the posterior that q misses. One point per digit, with bars of two standard errors.", "name": "fig-04-missed"}, "image": {"alt": "Twelve points. Nine lie at the left, where q misses less than 8 % of the posterior, close to zero. One lies at 30 % and a little above zero. Two lie at the right edge, where q misses everything, seven and nine nats above zero."}}
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 ax.errorbar(100 * missed, behind, yerr=2 * error, fmt="o", color="#3f90da", markersize=5)
 ax.axhline(0, color="gray", linewidth=1)
@@ -939,7 +938,7 @@ for name, gap in [("approximation", approximation), ("amortization", amortizatio
 # %% [markdown]
 # Now digit by digit. The gap is far from the same for all:
 
-# %% mystnb={"figure": {"caption": "The ELBO's gap for twelve validation digits, split into its two parts, in the order of its size. The number under a bar is the class of the digit.", "name": "fig-04-gaps"}, "image": {"alt": "Twelve stacked bars of approximation and amortization, rising from 0.1 nats at the left to 2.1 at the right. In most bars, and in the four tallest of them, nearly all is amortization or the greater part is."}}
+# %% mystnb={"figure": {"caption": "The ELBO's gap for twelve validation digits, split into its two parts, in the order of its size. The number under a bar is the class of the digit.", "name": "fig-04-gaps"}, "image": {"alt": "Twelve stacked bars of approximation and amortization, rising from nearly nothing at the left to 2.5 nats for the tenth and to 11 and 18 for the last two, a 2 and a 4. In the tall bars nearly all is amortization; in one low bar, of a 1, nearly all is approximation."}}
 gap = log_p - amortized
 order = np.argsort(gap)
 figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
@@ -954,7 +953,7 @@ print(f"median gap {np.median(gap):.2f}, mean {gap.mean():.2f}, largest {gap.max
 # Look at the true posterior, $p_\theta(z|x)$, beside the encoder's ellipse, for the digit with the smallest gap and for the one with the
 # largest. The squares are the cells of the grid.
 
-# %% mystnb={"figure": {"caption": "True posterior (shading) and the encoder's q(z|x) (ellipse at two standard deviations, which holds 86 % of it) for the digit with the smallest gap and the one with the largest.", "name": "fig-04-posteriors"}, "image": {"alt": "Two panels, one above the other, each with the shaded posterior of one digit, the red ellipse of q, and the digit itself. Above, where the gap is smallest, the ellipse covers most of the shaded patch. Below, where it is largest, the ellipse lies to the lower left of the patch and covers a part of it only."}}
+# %% mystnb={"figure": {"caption": "True posterior (shading) and the encoder's q(z|x) (ellipse at two standard deviations, which holds 86 % of it) for the digit with the smallest gap and the one with the largest.", "name": "fig-04-posteriors"}, "image": {"alt": "Two panels, one above the other, each with the shaded posterior of one digit, the red ellipse of q, and the digit itself. Above, where the gap is smallest, the ellipse covers most of the shaded patch. Below, where it is largest, the ellipse lies to the upper left of the patch and nowhere touches it."}}
 figure, axes = plt.subplots(2, 1, figsize=(6, 8), layout="constrained")
 for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
     seen = np.argwhere(posterior[i].reshape(POINTS, POINTS) > posterior[i].max() / 100)
@@ -969,10 +968,10 @@ for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
 _ = axes[0].legend(loc="upper right")
 # %% [markdown]
 # Where the gap is smallest, the ellipse covers most of the posterior. Where it is largest, the encoder has put $q$ beside
-# it, and the ellipse covers one corner of the shaded patch. The decoder explains this digit better with codes that $q$ seldom
-# draws. A Gaussian in the right place would be enough: the approximation gap of this digit is small. The means above say the
-# same of all twelve: most of the gap is amortization, the encoder's guess. Twelve digits are few, so mind the standard
-# errors.
+# it, and the ellipse misses the shaded patch altogether. The decoder explains this digit with codes that $q$ never draws. A
+# Gaussian in the right place would be enough: the approximation gap of this digit is small. The means above say the same of
+# all twelve: most of the gap is amortization, the encoder's guess. But two digits make most of that mean, as the bars and
+# its standard error show, and the median gap is far smaller. Twelve digits are few.
 #
 # ## Use what it has learned
 #
@@ -1045,8 +1044,9 @@ _ = ax.legend()
 # - `compute_loss` and a hand-written `train_step` take the same step; the first keeps `evaluate`, `predict` and `save`.
 # - The two terms of the loss pull against each other, and held-out digits tell you where it ends.
 # - A KL that is averaged over two latent dimensions is a VAE with $\beta = 1/2$.
-# - Larger batches make the convolutional model's epochs shorter, more steps per call those of the dense one.
-# - With two latent dimensions you can compute $\log p_\theta(x)$ on a grid, and so the gap that the ELBO hides.
+# - Larger batches and more steps per call make epochs shorter. How much, your own machine decides.
+# - With two latent dimensions you can compute $\log p_\theta(x)$ on a grid, and so the gap that the ELBO hides. (Below,
+#   it is that of the shipped dense model.)
 # - The codes serve for more than drawing: neighbours, classes from a hundred labels, and, with care, an alarm.
 
 # %%
