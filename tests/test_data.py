@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -334,6 +335,20 @@ print(peak() - start)
 def test_batches_copy_no_array():
     done = subprocess.run([sys.executable, "-c", GROWTH], check=True, stdout=subprocess.PIPE, text=True)
     assert int(done.stdout.split()[-1]) < 100e6  # half an array
+
+
+@not_on_other_backends
+def test_batches_hold_an_array_as_long_as_they_live_and_no_longer():
+    rows = np.arange(10.0, dtype="float32")
+    alive, data = weakref.ref(rows), batches(rows, 5, shuffle=False)
+    del rows
+    np.testing.assert_array_equal(np.concatenate([*data]), np.arange(10))
+    assert alive() is not None
+    iterator = iter(data)
+    del data
+    next(iterator)
+    del iterator
+    assert alive() is None
 
 
 @not_on_other_backends

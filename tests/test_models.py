@@ -246,7 +246,8 @@ def test_sample_weights_weigh_examples(vae, images):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only tf.data tunes")
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_batches_are_those_of_keras_and_wait_for_no_tuner(images, monkeypatch, shuffle):
+@pytest.mark.parametrize("batch_size", [64, 50])  # with a smaller last batch, and without: then the shape is static
+def test_batches_are_those_of_keras_and_wait_for_no_tuner(images, monkeypatch, batch_size, shuffle):
     keras_fit, seen = keras.Model.fit, []
 
     def record(self, x, *args):
@@ -258,8 +259,11 @@ def test_batches_are_those_of_keras_and_wait_for_no_tuner(images, monkeypatch, s
         monkeypatch.setattr(keras.Model, "fit", record)
         keras.utils.set_random_seed(2)
         models.append(small_vae())
-        fit(models[-1], images, batch_size=64, epochs=3, shuffle=shuffle, validation_data=images[:50], verbose=0)
+        fit(
+            models[-1], images, batch_size=batch_size, epochs=3, shuffle=shuffle, validation_data=images[:50], verbose=0
+        )
     assert weights_equal(*models)
+    assert seen[0].element_spec.shape[0] == (50 if batch_size == 50 else None)
     assert [data.options().autotune.enabled for data in seen] == [False, False]
     with models[1]._same_noise():
         scores = keras.Model.evaluate(models[1], images, verbose=0)

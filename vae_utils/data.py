@@ -10,6 +10,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 import zipfile
 from collections import namedtuple
 from pathlib import Path
@@ -170,16 +171,21 @@ def batches(data, batch_size=32, shuffle=True):
         rows = tf.range(length, dtype=tf.int64)
         return tf.random.shuffle(rows) if shuffle else rows
 
-    # In NumPy: TensorFlow would copy the whole arrays first, and keep the memory of two such copies for good.
+    # In NumPy: TensorFlow would copy the whole arrays first, and keep the memory of two such copies for good. The
+    # function stays in memory until Python collects it. So the data set holds the arrays, and frees them at its end.
+    held, dtypes, shapes = zip(*[(weakref.ref(array), array.dtype, array.shape[1:]) for array in arrays], strict=True)
+
     def pick(rows):
-        picked = tf.numpy_function(lambda rows: [array[rows] for array in arrays], [rows], [a.dtype for a in arrays])
-        picked = tuple(tf.ensure_shape(part, (None, *a.shape[1:])) for part, a in zip(picked, arrays, strict=True))
+        picked = tf.numpy_function(lambda rows: [array()[rows] for array in held], [rows], dtypes)
+        picked = tuple(tf.ensure_shape(part, (*rows.shape, *shape)) for part, shape in zip(picked, shapes, strict=True))
         return picked if len(picked) > 1 else picked[0]
 
     options = tf.data.Options()
     options.autotune.enabled = False
     found = tf.data.Dataset.range(1).map(order).rebatch(batch_size).map(pick).prefetch(2)
-    return found.apply(tf.data.experimental.assert_cardinality(-(-length // batch_size))).with_options(options)
+    found = found.apply(tf.data.experimental.assert_cardinality(-(-length // batch_size))).with_options(options)
+    found.arrays = arrays
+    return found
 
 
 def as_numbers(x, name="x"):
