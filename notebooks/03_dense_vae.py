@@ -497,10 +497,10 @@ for epoch in sorted({1, 2, 5, 10, 20, 50} & set(range(1, EPOCHS + 1))):
     print(f"epoch {epoch:>2}: training {row['loss']:6.2f}, validation {row['val_loss']:6.2f} nats per image")
 
 # %% [markdown]
-# The untrained model paid 586.3 nats for the reconstruction alone. After one epoch the validation loss is 171.81, far
+# The untrained model paid 586.3 nats for the reconstruction alone. After one epoch the validation loss is 171.80, far
 # below the 206 of independent pixels. From there it takes 49 epochs to win the next 21 nats. In all lines but the
 # last, the training loss is the higher one, because Keras averages it over the epoch while the model is still
-# improving. At the end it is the lower one: 149.64 against 150.23. The model has begun to know its training digits
+# improving. At the end it is the lower one: 149.59 against 150.44. The model has begun to know its training digits
 # better than others.
 #
 # ## Train it better
@@ -563,7 +563,7 @@ if digits.name == "mnist" and FULL:
     assert final["ours"][0] < final["as published"][0] - 0.5
 
 # %% [markdown]
-# The same model, the same number of epochs, 3.1 nats better. Both are scored on the same digits, so the difference is
+# The same model, the same number of epochs, 3.0 nats better. Both are scored on the same digits, so the difference is
 # surer than the standard errors suggest: exercise 6 makes that precise. But each recipe ran once, from one seed.
 #
 # (Is a dense model as good as a convolutional one, at two latent dimensions? Chapter 04 scores both on the same
@@ -599,10 +599,10 @@ for seed in (1, 2):
     print(f"ours once more, from seed {seed:<7}{short_run(*variant, seed):7.2f}")
 
 # %% [markdown]
-# Read the last three lines first. The same recipe from three seeds gives 161.81, 164.28 and 163.34. So a seed is worth
-# more than 2 nats in a run this short, and a smaller difference between two single runs says nothing. Adam gains 0.55
-# nats and He's weights 1.21: too little to count. The larger rate, in batches of 200, gains 4.44 nats, more than the
-# seeds differ by. Then the cosine *loses* 2.36. In three epochs, that is about what a seed is worth; over 50 epochs you
+# Read the last three lines first. The same recipe from three seeds gives 161.80, 164.23 and 163.38. So a seed is worth
+# more than 2 nats in a run this short, and a smaller difference between two single runs says nothing. Adam gains 0.42
+# nats and He's weights 1.16: too little to count. The larger rate, in batches of 200, gains 4.43 nats, more than the
+# seeds differ by. Then the cosine *loses* 2.28. In three epochs, that is about what a seed is worth; over 50 epochs you
 # saw the loss settle as the rate fell. A table of short runs can't say what pays in a long one.
 #
 # ## Watch the two terms
@@ -626,8 +626,8 @@ print(f"floor of the validation digits {evaluation.reconstruction_floor(x_val).m
 # The reconstruction falls and the KL rises: the model buys a better picture by saying more in its code. The two
 # reconstruction curves part in the second half. The held-out KL jumps about until the rate gets small: it belongs to
 # the weights at the end of one epoch, while a training value is an average over all steps of the epoch. At the end the
-# held-out loss is 147.36 against 145.86 in training, and nearly all of the difference is in the reconstruction. Of the
-# 140.92 nats of reconstruction, 46.09 are the floor of these digits.
+# held-out loss is 147.43 against 145.96 in training, and nearly all of the difference is in the reconstruction. Of the
+# 141.01 nats of reconstruction, 46.09 are the floor of these digits.
 #
 # ## Look into the first two epochs
 #
@@ -673,7 +673,7 @@ for step in (10, 30, 50, 100, 200, 500):
 
 # %% [markdown]
 # After ten steps the loss is 223.2, not far above independent pixels, and 30 steps are enough to get below them. The KL
-# does something else: it starts high and unequal, 6.82 nats on $z_0$ and 2.07 on $z_1$, and evens out to 2.93 and
+# does something else: it starts high and unequal, 6.82 nats on $z_0$ and 2.07 on $z_1$, and evens out to 2.91 and
 # 2.66. At first most of the nats are in one number; then the two share them. A run in which one of these curves
 # goes to zero has lost a dimension. That is the first thing to look for when a loss disappoints.
 #
@@ -808,7 +808,7 @@ to_nearest_code = np.linalg.norm(z_drawn[:, None] - z_mean, axis=2).min(axis=1)
 print(f"from the fifth sample {to_nearest_code[4]:.2f}, from the median sample {np.median(to_nearest_code):.2f}")
 
 # %% [markdown]
-# It is: the nearest code is 0.90 away from it, while the median sample has one at 0.03. None of the 5,000 validation
+# It is: the nearest code is 0.79 away from it, while the median sample has one at 0.04. None of the 5,000 validation
 # digits lies near, so training hardly told the decoder what to draw there.
 #
 # ## Go from one digit to another
@@ -845,13 +845,13 @@ report("middle, straight in pixels", in_pixels)
 report("middle, straight in z", in_z)
 
 # %% [markdown]
-# The middle of a straight line in pixels is 25.2 away from the nearest real digit, farther than its ends at 18.0. In
+# The middle of a straight line in pixels is 25.1 away from the nearest real digit, farther than its ends at 18.1. In
 # $z$ the middle is 20.1 away: on the way the images stay near the digits.
 #
 # ## Overfit on purpose
 #
-# A model overfits when it learns its training digits better than digits in general. Ours ended at 147.36 nats on
-# held-out digits, against 145.86 in training. To see more of it, take a larger model and fewer digits:
+# A model overfits when it learns its training digits better than digits in general. Ours ended at 147.43 nats on
+# held-out digits, against 145.96 in training. To see more of it, take a larger model and fewer digits:
 # 784–512–2–512–784, trained on 1,000 digits in batches of 128, Adam at 10⁻³, 50 epochs. Beside it, the same model on
 # all digits.
 
@@ -1065,15 +1065,15 @@ vae.set_weights(weights)
 # - A plain autoencoder puts its codes anywhere, here from −41 to 74, so there is no distribution to draw new ones from.
 # - The VAE adds 514 parameters, noise and a KL term. Written out, it has 404,244 parameters and the loss of
 #   `vae_utils`.
-# - As published it reaches a test −ELBO of 151.92 after 50 epochs; with Adam, He's weights, batches of 200 and a cosine
-#   from 4·10⁻³, 148.78.
+# - As published it reaches a test −ELBO of 151.77 after 50 epochs; with Adam, He's weights, batches of 200 and a cosine
+#   from 4·10⁻³, 148.79.
 # - In the first steps most of the KL is in one latent dimension; the second catches up. Over 50 epochs the
 #   reconstruction falls and the KL rises.
 # - The prior's samples show all ten classes. The codes don't fill the prior exactly (variances 1.28 and 1.67), and a
 #   sample from a gap falls to pieces.
-# - A middle in $z$ is nearer to real digits (20.1) than a middle in pixels (25.2).
+# - A middle in $z$ is nearer to real digits (20.1) than a middle in pixels (25.1).
 # - On 1,000 digits, 807,700 parameters have a gap of 16.5 nats between seen and unseen digits at the best epoch.
-# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.45 and 110.04 nats on validation digits, and all 20 are
+# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.44 and 110.07 nats on validation digits, and all 20 are
 #   used.
 # - 784–400–20–400–784, set up as published: 105.64 nats, published 105.56 to 105.59.
 #
