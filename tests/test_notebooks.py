@@ -65,7 +65,7 @@ def output_faults(notebook):
         for output in cell.outputs:
             if output.output_type == "error":
                 faults.append(f"cell [{number}] holds an error")
-            if output.get("name") == "stderr":
+            if output.get("name") == "stderr" or "WARNING" in output.get("text", ""):  # TensorFlow's go to stdout
                 faults.append(f"cell [{number}] holds a warning: {output.text[:200]}")
         if "nbval-check-output" in tags(cell) and not cell.outputs:
             faults.append(f"cell [{number}] is to be compared but has no output")
@@ -233,8 +233,9 @@ def test_outputs_from_elsewhere_are_found(chapter):
     notebook.metadata["vae_utils"].update(mode="quick", dataset="optical-digits")
     code_cells(notebook)[1].execution_count = 99
     code_cells(notebook)[2].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    code_cells(notebook)[3].outputs = [nbformat.v4.new_output("stream", text="WARNING:tensorflow:5 out of 5 calls")]
     faults = " ".join(output_faults(notebook))
-    for fault in ("not full", "not MNIST", "not executed in order", "holds an error"):
+    for fault in ("not full", "not MNIST", "not executed in order", "holds an error", "holds a warning"):
         assert fault in faults
 
 

@@ -140,13 +140,14 @@ def _accumulate(add, term, vae, x, num_samples, seed):
     generator = keras.random.SeedGenerator(seed)
 
     def draw(x, z_mean, z_log_var):
-        z = reparameterize(z_mean, z_log_var, keras.random.normal(z_mean.shape, seed=generator))
+        z = reparameterize(z_mean, z_log_var, keras.random.normal(ops.shape(z_mean), seed=generator))
         return term(x, z_mean, z_log_var, z)
 
-    if len(x) * num_samples >= _ROWS and keras.backend.backend() == "tensorflow":  # faster, and keeps no activations
+    if len(x) * num_samples >= 10 * _ROWS and keras.backend.backend() == "tensorflow":  # below, compiling costs more
         import tensorflow as tf
 
-        draw = tf.function(draw, autograph=False)
+        given = [tf.TensorSpec((None, *array.shape[1:])) for array in (x, z_mean, z_log_var)]
+        draw = tf.function(draw, autograph=False).get_concrete_function(*given)
     total = np.full(len(x), add.identity, "float64")
     for rows in _slices(len(x)):
         n = len(x[rows])
