@@ -791,11 +791,11 @@ legend = ax.legend(ncols=2, loc="lower center")
 
 # %% [markdown]
 # Both kinds close more than half of the diagonal's gap at length 16, in every seed. Length 1 isn't enough: it ends at
-# 0.223 to 0.289, above nearly every seed of full covariance (0.212 to 0.225). Length 4 pays: 0.180 for planar steps,
+# 0.223 to 0.290, above nearly every seed of full covariance (0.212 to 0.225). Length 4 pays: 0.180 for planar steps,
 # 0.217 for couplings (medians). From 4 to 16 couplings still gain, to 0.185. Planar steps don't: two of their seeds end
 # higher, the third at 0.138. At length 16 every seed of both kinds lies below every seed of full covariance. Which kind
 # is better, these seeds don't tell. The last line above the figure says how exact the sums are. With half as many points
-# a side, a digit would move by up to 0.0108 nats, more than the smallest gap of all, 0.0033. So trust the averages, and
+# a side, a digit would move by up to 0.0104 nats, more than the smallest gap of all, 0.0033. So trust the averages, and
 # not the last digits of one gap.
 #
 # Draw the three digits of the lower row above once more, with the longest couplings. The rings are again images of
@@ -1403,7 +1403,7 @@ for name in POSTERIORS:
 #   trained on (here and below, medians of three seeds). Tilt closes 73 to 74 % of it, and 50 to 53 %.
 # - Planar and coupling steps have inverses, their determinants agree with autodiff's Jacobian, and their densities add
 #   up to 1 on a grid.
-# - On the top rows the gap falls from 0.450 to 0.185 nats with 16 couplings and to 0.189 with 16 planar steps, measured
+# - On the top rows the gap falls from 0.450 to 0.185 nats with 16 couplings and to 0.191 with 16 planar steps, measured
 #   on a grid of noise. Pieces that lie far apart stay out of reach.
 # - With 40 latent dimensions, 4 couplings gain 1.95 nats of the weighted bound over a diagonal Gaussian at an equal
 #   number of steps (three seeds, 1.83 to 2.34), and lose 2.13 to 2.90 to one that got half as many steps more.
