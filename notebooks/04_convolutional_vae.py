@@ -30,7 +30,7 @@
 #
 # **What you'll need.** Basic Keras. Chapter 02 derives the loss; here you only need to recognise its two terms.
 #
-# **Time.** 30 minutes to read. The full run takes 8 to 12 minutes on two cores without a GPU; with
+# **Time.** 30 minutes to read. The full run takes 6 to 11 minutes on two cores without a GPU; with
 # `VAE_UTILS_QUICK=1` in the environment it takes less than a minute and trains on a small part of the digits.
 
 # %%
