@@ -146,7 +146,7 @@ def _accumulate(add, term, vae, x, num_samples, seed):
     if len(x) * num_samples >= 10 * _ROWS and keras.backend.backend() == "tensorflow":  # below, compiling costs more
         import tensorflow as tf
 
-        given = [tf.TensorSpec((None, *array.shape[1:])) for array in (x, z_mean, z_log_var)]
+        given = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (x, z_mean, z_log_var)]
         draw = tf.function(draw, autograph=False).get_concrete_function(*given)
     total = np.full(len(x), add.identity, "float64")
     for rows in _slices(len(x)):
