@@ -15,10 +15,15 @@ from vae_utils import QUICK
 RESULTS = base.ROOT / "build" / "quick.json" if QUICK else base.FOLDER / "results.json"
 
 
+def rows_named(name):
+    """The row of this name, or else all rows that it begins: `dense` means `dense-epoch`, `dense-steps` and so on."""
+    known = [*base.ROWS, "scaling"]
+    found = [row for row in known if row == name] or [row for row in known if row.startswith(f"{name}-")]
+    return found or sys.exit(f"No row {name}. There are: {', '.join(known)}")
+
+
 def main(names):
-    unknown = set(names) - {*base.ROWS, "scaling"}
-    if unknown:
-        sys.exit(f"No row {', '.join(sorted(unknown))}. There are: {', '.join([*base.ROWS, 'scaling'])}")
+    names = [row for name in names for row in rows_named(name)]
     kept = json.loads(RESULTS.read_text("utf-8")) if names and RESULTS.exists() else {}
     machine = base.machine()
     if kept and kept["machine"] != machine:

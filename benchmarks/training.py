@@ -176,17 +176,18 @@ def helper_pair(package, module, variants=("",), n=PART, **environment):
         if best is None or statistics.median(seconds[1]) < statistics.median(best[0][1]):
             best = seconds, variant
     seconds, variant = best
-    return *seconds, "; ".join(filter(None, [variant and f"theirs: {variant}", note_on_part(len(x))]))
+    return seconds, "; ".join(filter(None, [variant and f"theirs: {variant}", note_on_part(len(x))]))
 
 
 @row("conv-vs-torch", "conv VAE, batch 128, one epoch", "PyTorch, the better of eager and torch.compile", 1.5)
 def conv_vs_torch():
-    return helper_pair("torch", "torch_helper", ("eager", "torch.compile"))
+    return profiled(conv_vae(), 128, *helper_pair("torch", "torch_helper", ("eager", "torch.compile")))
 
 
 @row("conv-vs-jax", "conv VAE, batch 128, one epoch", "the same Keras code on JAX", None)
 def conv_vs_jax():
-    return helper_pair("jax", "jax_helper", n=PART // 4, KERAS_BACKEND="jax")  # minutes an epoch on a CPU
+    seconds, note = helper_pair("jax", "jax_helper", n=PART // 4, KERAS_BACKEND="jax")  # minutes an epoch on a CPU
+    return *seconds, note
 
 
 def training_flops(model):

@@ -136,7 +136,8 @@ def _accumulate(add, term, vae, x, num_samples, seed):
     """Combine `term(x, z_mean, z_log_var, z)` over `num_samples` draws of z, by NumPy's ufunc `add`; shape `(n,)`."""
     check_sizes(num_samples=num_samples)
     x = _images(vae, x)
-    z_mean, z_log_var = vae.encode(x)
+    # 16 bits, if the model computes in them, are too few for the log-densities.
+    z_mean, z_log_var = (part.astype(np.promote_types(part.dtype, "float32")) for part in vae.encode(x))
     generator = keras.random.SeedGenerator(seed)
 
     def draw(x, z_mean, z_log_var):
