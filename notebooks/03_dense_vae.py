@@ -86,8 +86,8 @@ print("class", *[f"{digit:>5}" for digit in range(10)])
 print("count", *[f"{count:>5}" for count in counts])
 
 # %% [markdown]
-# Nearly: 1 is the most common digit, 5 the rarest. A VAE never sees these labels. They'll colour your pictures, and
-# nothing else.
+# Nearly: 1 is the most common digit, 5 the rarest. A VAE never sees these labels. You use them to colour
+# pictures, to pick digits and to name what the model draws.
 #
 # You need three sets. The **training** digits set the weights. The **validation** digits, the last 5,000 of the
 # 60,000, help you choose between recipes; in the figures they are the "held out" digits. The **test** digits give
@@ -221,10 +221,10 @@ print(f"{autoencoder.count_params():,} parameters")
 
 # %% [markdown]
 # Three settings help on a CPU with little memory. Keras runs 50 training steps per call from Python. The compiler XLA
-# (`jit_compile`) stays off, since it would first have to compile each of this chapter's many models. And `batches` makes
-# the batches that Keras would make, in the same order, without copying the digits first. (The VAEs below call it by
-# themselves.)
-# `bernoulli_log_prob`, from chapter 02, is minus the cost (3.1), from logits and summed over the pixels.
+# (`jit_compile`) stays off, since it would first have to compile each of this chapter's many models. And `batches`
+# makes the batches that Keras would make, in the same order, without copying the digits first. (The VAEs below call it
+# by themselves.) `bernoulli_log_prob`, from chapter 02, is minus the cost (3.1), from logits and summed over the
+# pixels.
 
 # %%
 FAST = {"jit_compile": False, "steps_per_execution": 50 if FULL else 1}
@@ -275,13 +275,13 @@ def name_rows(ax, *names):
     ax.spines[:].set_visible(False)
 
 
-# %% mystnb={"figure": {"caption": "Decoding random codes with the autoencoder: codes from N(0, I), top, and from a Gaussian fitted to the codes, bottom.", "name": "fig-03-ae-samples"}, "image": {"alt": "Two rows of ten blurred images. In the top row nearly all look like the same 3, the others like a 2. In the bottom row some are digits and others are smears of several digits."}}
+# %% mystnb={"figure": {"caption": "Decoding random codes with the autoencoder: codes from N(0, I), top, and from a Gaussian fitted to the codes, bottom.", "name": "fig-03-ae-samples"}, "image": {"alt": "Two rows of ten blurred images. In the top row seven look like the same 3, one like a 2, and two are blots. In the bottom row some are digits and others are smears of several digits."}}
 fitted_draws = np.random.default_rng(1).multivariate_normal(codes.mean(axis=0), np.cov(codes.T), size=500)
 ae_normal, ae_fitted = ae_decode(normal_draws), ae_decode(fitted_draws)
 ax = plotting.plot_digits(np.concatenate([ae_normal[:10], ae_fitted[:10]]))
 name_rows(ax, "N(0, I)", "fitted")
 # %% [markdown]
-# The first row shows nearly one digit only. In the second there are more, and some that you can't read.
+# The first row shows one digit again and again. In the second there are more, and some that you can't read.
 #
 # Measure what you see. For each of 500 decoded images, find the nearest of 10,000 training digits, by the sum of
 # squared pixel differences. The label of that neighbour says what the image shows; the distance says how far it is
@@ -395,13 +395,14 @@ total = encoder.count_params() + decoder.count_params()
 print(f"together {total:,}, the autoencoder and {total - autoencoder.count_params()} more")
 
 # %% [markdown]
-# 404,244 is the published number. What the VAE adds to the autoencoder is the second head: 256 · 2 weights and 2
-# biases, 514 in all.
+# 404,244 in all. What the VAE adds to the autoencoder is the second head: 256 · 2 weights and 2
+# biases, 514 numbers.
 #
 # ## Write the loss
 #
-# Chapter 02 derived what to maximise: the ELBO, a lower bound on the log-probability of an image. Keras minimises, so
-# the loss is −ELBO. For a batch of $B$ images it is
+# Chapter 02 derived what to maximise: the ELBO, a lower bound on $\log p(x)$. (That is the log-probability of a
+# black-and-white image. For a grey one it is a score, by (3.1).) Keras minimises, so the loss is −ELBO. For a batch of
+# $B$ images it is
 #
 # $$ L = \frac1B \sum_{n=1}^{B} \Big[ \underbrace{\sum_i c(x_{ni}, p_{ni})}_{\text{reconstruction}}
 #    + \underbrace{\tfrac12 \sum_j \big( \mu_{nj}^2 + \sigma_{nj}^2 - 1 - \log \sigma_{nj}^2 \big)}_{\text{KL}} \Big],
@@ -479,7 +480,8 @@ print(f"yours {losses[0]:.2f}, vae_utils {losses[1]:.2f} nats per image")
 # ## Train it as published
 #
 # The Keras blog's recipe: RMSprop at its default rate of 10⁻³, Keras' default (Glorot) initial weights, batches of
-# 100, 50 epochs. One difference: we train on 55,000 digits, to keep 5,000 for choices. (This training and the next are
+# 100, 50 epochs. We train on 55,000 digits, to keep 5,000 for choices, and with the loss (3.5) and noise of standard
+# deviation 1, which not every version of the blog's code has. (This training and the next are
 # the long ones. After them you find the line that does without.)
 
 # %%
@@ -497,11 +499,11 @@ for epoch in sorted({1, 2, 5, 10, 20, 50} & set(range(1, EPOCHS + 1))):
     print(f"epoch {epoch:>2}: training {row['loss']:6.2f}, validation {row['val_loss']:6.2f} nats per image")
 
 # %% [markdown]
-# The untrained model paid 586.3 nats for the reconstruction alone. After one epoch the validation loss is 171.80, far
-# below the 206 of independent pixels. From there it takes 49 epochs to win the next 21 nats. In all lines but the
-# last, the training loss is the higher one, because Keras averages it over the epoch while the model is still
-# improving. At the end it is the lower one: 149.59 against 150.44. The model has begun to know its training digits
-# better than others.
+# The untrained model above (He's weights, 20 digits) paid 586.3 nats for the reconstruction alone. After one epoch the
+# validation loss is 171.80, far below the 206 of independent pixels. From there it takes 49 epochs to win the next 21
+# nats. In all lines but the last, the training loss is the higher one, because Keras averages it over the epoch while
+# the model is still improving. At the end it is the lower one: 149.59 against 150.44. The model has begun to know its
+# training digits better than others.
 #
 # ## Train it better
 #
@@ -673,9 +675,10 @@ for step in (10, 30, 50, 100, 200, 500):
 
 # %% [markdown]
 # After ten steps the loss is 223.2, not far above independent pixels, and 30 steps are enough to get below them. The KL
-# does something else: it starts high and unequal, 6.82 nats on $z_0$ and 2.07 on $z_1$, and evens out to 2.91 and
-# 2.66. At first most of the nats are in one number; then the two share them. A run in which one of these curves
-# goes to zero has lost a dimension. That is the first thing to look for when a loss disappoints.
+# does something else: after these ten steps it is high and unequal, 6.82 nats on $z_0$ and 2.07 on $z_1$. Then the
+# first falls and the second rises, to 2.91 and 2.66. At first most of the nats are in one number; then the two share
+# them. A run in which one of these curves goes to zero has lost a dimension. That is the first thing to look for when a
+# loss disappoints.
 #
 # ## Look at the latent space
 #
@@ -778,7 +781,7 @@ print(f"VAE, pixel cost decoded from a draw: {ops.mean(pixel_cost(x_val, vae.dec
 # %% [markdown]
 # Some digits come back as another class: both 4s look like a 9 or an 8, the slanted 2 is a blot, and all of them lose
 # the personal touch of the hand. Two numbers can't say everything. The noise costs little: decoded from a draw of $z$,
-# a digit is less than a nat dearer than from `z_mean`. (Don't read the first two lines as a contest: the autoencoder
+# a digit is about one nat dearer than from `z_mean`. (Don't read the first two lines as a contest: the autoencoder
 # trained for 6 epochs, the VAE for 50.)
 #
 # ## Draw digits that nobody wrote
@@ -912,7 +915,7 @@ longer_history = longer.fit(
     verbose=0,
 )
 
-# %% mystnb={"figure": {"caption": "Overfitting 1,000 digits: training loss and held-out loss; the dotted line marks the best weights.", "name": "fig-03-overfitting"}, "image": {"alt": "The training loss falls all the way, from above 210 to about 149. The held-out loss falls to about 168 in the first five epochs, then stays nearly level, lowest at the dotted line, and rises a little after it."}}
+# %% mystnb={"figure": {"caption": "Overfitting 1,000 digits: training loss and held-out loss; the dotted line marks the best weights. The first training value lies above the frame.", "name": "fig-03-overfitting"}, "image": {"alt": "The training loss falls all the way, from above 210 to about 149. The held-out loss falls to about 168 in the first five epochs, then stays nearly level, lowest at the dotted line, and rises a little after it."}}
 ax = plotting.plot_history(longer_history)
 ax.set(xlabel="epoch of ten passes", title="", ylim=(135, 215))
 best_line = ax.axvline(early.best_epoch + 1, color="black", linestyle=":")
@@ -1067,14 +1070,14 @@ vae.set_weights(weights)
 #   `vae_utils`.
 # - As published it reaches a test −ELBO of 151.77 after 50 epochs; with Adam, He's weights, batches of 200 and a cosine
 #   from 4·10⁻³, 148.79.
-# - In the first steps most of the KL is in one latent dimension; the second catches up. Over 50 epochs the
-#   reconstruction falls and the KL rises.
+# - In the first steps most of the KL is in one latent dimension. Then that one falls and the other rises, until they
+#   are nearly equal. Over 50 epochs the reconstruction falls and the KL rises.
 # - The prior's samples show all ten classes. The codes don't fill the prior exactly (variances 1.28 and 1.67), and a
 #   sample from a gap falls to pieces.
 # - A middle in $z$ is nearer to real digits (20.1) than a middle in pixels (25.1).
 # - On 1,000 digits, 807,700 parameters have a gap of 16.5 nats between seen and unseen digits at the best epoch.
-# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.44 and 110.07 nats on validation digits, and all 20 are
-#   used.
+# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.44 and 110.07 nats on validation digits, and all 20
+#   are used.
 # - 784–400–20–400–784, set up as published: 105.64 nats, published 105.56 to 105.59.
 #
 # ## Exercises
@@ -1170,7 +1173,7 @@ def honest_loss(mean_cross_entropy, mean_kl, latent_dim): ...
 # %% tags=["exercise-check"]
 def check_3(answer):
     assert answer(0.2, 3.0, 2) is not None, "return a number"
-    assert np.isclose(answer(0.2, 0.0, 2), 156.8), "0.2 for each of 784 pixels are 156.8 nats"
+    assert np.isclose(answer(0.2, 0.0, 2), 156.8), "0.2 for each of 784 pixels is 156.8 nats"
     assert np.isclose(answer(0.2, 3.0, 2), 162.8), "a mean of 3.0 over two dimensions is a sum of 6.0"
     assert np.isclose(answer(0.1, 1.0, 20), 98.4), "78.4 for the pixels and 20 for the code"
     print("Exercise 3: right.")

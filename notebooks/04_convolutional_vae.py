@@ -17,8 +17,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/every-equation-executed/vae/blob/main/notebooks/04_convolutional_vae.ipynb)
 #
-# **What you'll do.** You build a convolutional VAE with two latent dimensions, train it on MNIST, and score it on digits
-# it has never seen.
+# **What you'll do.** You build a convolutional VAE with two latent dimensions, train it on MNIST, and score it on
+# digits it has never seen.
 #
 # **What you'll learn**
 #
@@ -28,7 +28,8 @@
 # - to look inside: the latent space, the manifold of digits, reconstructions, samples;
 # - to compute $\log p(x)$ itself on a grid, and see what the ELBO leaves out, digit by digit.
 #
-# **What you'll need.** Basic Keras. Chapter 02 derives the loss; here you only need to recognise its two terms.
+# **What you'll need.** Basic Keras. Chapter 02 derives the loss; here you only need to recognise its two terms. The
+# part on $\log p(x)$ also uses that chapter's posterior and its importance-weighted bound.
 #
 # **Time.** 30 minutes to read. The full run takes 6 to 11 minutes on two cores without a GPU; with
 # `VAE_UTILS_QUICK=1` in the environment it takes less than a minute and trains on a small part of the digits.
@@ -108,8 +109,9 @@ np.testing.assert_array_equal(result, by_keras[0, ..., 0])
 print(result)
 
 # %% [markdown]
-# (A mathematician would call this a cross-correlation: the kernel is not flipped.) The result is linear in the image. So
-# there is a matrix $W$ with 4 rows and 16 columns that does the same to the flattened image. Each column says which results one pixel reaches. You find it by convolving one pixel at a time:
+# (A mathematician would call this a cross-correlation: the kernel is not flipped.) The result is linear in the image.
+# So there is a matrix $W$ with 4 rows and 16 columns that does the same to the flattened image. Each column says which
+# results one pixel reaches. You find it by convolving one pixel at a time:
 
 # %%
 pixels = np.eye(16).reshape(16, 4, 4, 1)
@@ -117,8 +119,8 @@ W = ops.convert_to_numpy(ops.conv(pixels, kernel[..., None, None], strides=2, pa
 assert W.shape == (4, 16) and np.array_equal(W @ image.ravel(), result.ravel())
 
 # %% [markdown]
-# A **transposed** convolution multiplies by the transpose of this matrix. It takes 4 numbers to 16, a 2×2 image to a 4×4
-# one:
+# A **transposed** convolution multiplies by the transpose of this matrix. It takes 4 numbers to 16, a 2×2 image to a
+# 4×4 one:
 #
 # $$ x' = W^\top y. \tag{4.2} $$
 #
@@ -152,8 +154,9 @@ axes[0].set(xticks=range(4), yticks=range(4))
 _ = axes[1].set(xticks=[0.5, 2.5], xticklabels=[0, 1], yticks=[0.5, 2.5], yticklabels=[0, 1])
 
 # %% [markdown]
-# Pixels are not treated alike: one reaches four results, its neighbours two, others one. The transposed layer hands this
-# on. Give it an image of ones and a kernel of ones, and see how often each pixel of the output is written:
+# Pixels are not treated alike: one reaches four results, the other six in its row and its column two, the remaining
+# nine one. The transposed layer hands this on. Give it an image of ones and a kernel of ones, and see how often each
+# pixel of the output is written:
 
 # %%
 ones = ops.conv_transpose(np.ones((1, 4, 4, 1)), np.ones((3, 3, 1, 1)), strides=2, padding="same")
@@ -165,8 +168,8 @@ print(ops.convert_to_numpy(ones[0, ..., 0]).astype(int))
 #
 # ## Halve the image: the encoder
 #
-# (4.1) holds for every even size; for an odd one, Keras also puts a row of zeros above and a column to the left. Either way,
-# $n$ pixels on a side become, with stride $s$ and `padding="same"`,
+# (4.1) holds for every even size; for an odd one, Keras also puts a row of zeros above and a column to the left. Either
+# way, $n$ pixels on a side become, with stride $s$ and `padding="same"`,
 #
 # $$ m = \lceil n / s \rceil \tag{4.3} $$
 #
@@ -231,8 +234,8 @@ print(f"together {encoder.count_params():>36,}")
 # output twice as large, so 7 becomes 14 and 14 becomes 28.
 #
 # The last layer has no activation: it gives **logits**. The probability that a pixel is black is
-# $\operatorname{sigmoid}(\text{logits})$, but the loss is computed from the logits themselves. There it stays finite, even where
-# the sigmoid rounds to 0:
+# $\operatorname{sigmoid}(\text{logits})$, but the loss is computed from the logits themselves. There it stays finite,
+# even where the sigmoid rounds to 0:
 
 # %%
 one, logit = np.ones((1, 1), "float32"), np.full((1, 1), -200, "float32")
@@ -271,9 +274,9 @@ print(f"{encoder.count_params():,} + {decoder.count_params():,} = {encoder.count
 #    + \underbrace{\tfrac12 \sum_j \left( \mu_j^2 + \sigma_j^2 - 1 - \log \sigma_j^2 \right)}_{\text{KL}}. \tag{4.5} $$
 #
 # The first term is the binary cross-entropy, *summed* over the 784 pixels; the second sums over the latent dimensions.
-# Both are in nats. Training replaces the expectation by one draw of $z$, and averages the loss over the batch. Compute both
-# terms for one digit in NumPy: the first from the probabilities, the second as an average of $\log q - \log p$ over a hundred
-# thousand draws. Then compare with `vae_utils`.
+# Both are in nats. Training replaces the expectation by one draw of $z$, and averages the loss over the batch. Compute
+# both terms for one digit in NumPy: the first from the probabilities, the second as an average of $\log q - \log p$
+# over a hundred thousand draws. Then compare with `vae_utils`.
 
 # %% tags=["eq-4.5"]
 x = x_val[:1]
@@ -314,9 +317,10 @@ class WrittenOutVAE(keras.Model):
 
 
 # %% [markdown]
-# `y` stands there because Keras passes it; an image is its own target, so it stays unused. `vae_utils.models.VAE` is this
-# class with two metrics, a weight `beta` for the KL, and checks of what you pass in. Its `predict` decodes `z_mean` to
-# probabilities, and its `evaluate` draws the same noise every time. Given the same output, it computes the same loss:
+# `y` stands there because Keras passes it; an image is its own target, so it stays unused. `vae_utils.models.VAE` is
+# this class with two metrics, a weight `beta` for the KL, and checks of what you pass in. Its `predict` decodes
+# `z_mean` to probabilities, and its `evaluate` draws the same noise every time. Given the same output, it computes the
+# same loss:
 
 # %%
 from vae_utils.models import VAE, conv_vae, dense_vae, load_pretrained
@@ -369,15 +373,17 @@ print(f"length of the step {size:.1e}, difference between the two {difference:.1
 assert difference + size > 0 and difference < 1e-3 * size
 
 # %% [markdown]
-# The two differ by rounding only. The hand-written one has no `test_step`: to score held-out digits you would write that
-# too, and the metrics with it.
+# The two differ by rounding only. The hand-written one has no `test_step`: to score held-out digits you would write
+# that too, and the metrics with it.
 
 # %% [markdown]
 # Three marks help you to read a loss from here on:
 #
 # - **fair coins**: logits of zero make every pixel a fair coin;
-# - the **collapse mark**: a model that ignores $z$ can learn no more than how black each pixel is on average;
-# - the **floor**: grey pixels are not coin flips. Even a perfect reconstruction, $p = x$, leaves the entropy of the greys.
+# - the **collapse mark**, chapter 03's independent pixels: a model that ignores $z$ can learn no more than how black
+#   each pixel is on average;
+# - the **floor**: a grey pixel is scored like a coin, so even a perfect reconstruction, $p = x$, pays that coin's
+#   entropy.
 
 # %%
 floor = evaluation.reconstruction_floor(x_val).mean()
@@ -411,8 +417,8 @@ def start(seed):
 
 
 # %% [markdown]
-# With two latent dimensions, trainings differ from seed to seed, and a bad start can leave a dimension idle: its KL is then
-# near zero. So make three starts of one epoch each, and look at the KL of each dimension beside the loss.
+# With two latent dimensions, trainings differ from seed to seed, and a bad start can leave a dimension idle: its KL is
+# then near zero. So make three starts of one epoch each, and look at the KL of each dimension beside the loss.
 
 # %%
 begin = time.perf_counter()
@@ -426,9 +432,9 @@ for seed, vae in enumerate(starts):
 # No dimension lies idle here: each has a KL of more than two nats. Go on with the start that has the lowest loss on
 # validation digits. The optimizer goes on where it stopped.
 #
-# Does your machine switch off while you wait, as Colab does? Put a folder's name in place of `None`, in Colab one on your
-# Drive. Keras then writes the whole training into it after each epoch. Run the notebook again after a break, and the
-# training goes on where it was.
+# Does your machine switch off while you wait, as Colab does? Put a folder's name in place of `None`, in Colab one on
+# your Drive. Keras then writes the whole training into it after each epoch. Run the notebook again after a break, and
+# the training goes on where it was.
 
 # %%
 BACKUP = None  # for instance "/content/drive/MyDrive/vae-04"
@@ -442,9 +448,9 @@ fit_seconds = time.perf_counter() - begin
 # %% [markdown]
 # Watch three things in the curves: the loss on held-out digits, whether it parts from the training loss, and the two
 # terms pulling in opposite directions. The first training value, far above, is cut off. Two published runs of the same
-# architecture are drawn in grey. The crosses are the validation losses of a post of 2020 (batch 32, Adam at 10⁻³). The
-# triangles are keras.io's example (batch 128, Adam at 10⁻³), which has no held-out digits: they are its training losses,
-# so hold our training curve against them.
+# architecture are drawn in grey. The crosses are the validation losses of a post of 2020, *A Step Up with Variational
+# Autoencoders* (batch 32, Adam at 10⁻³). The triangles are keras.io's example (batch 128, Adam at 10⁻³), which has no
+# held-out digits: they are its training losses, so hold our training curve against them.
 
 # %% mystnb={"figure": {"caption": "Training the convolutional VAE: the loss, and its two terms.", "name": "fig-04-history"}, "image": {"alt": "Three panels over the epochs. The loss falls steeply, then slowly, and the held-out curve stays close to the training curve. The reconstruction loss falls. The KL loss rises."}}
 history = {name: first_epoch[name] + rest.history[name] for name in first_epoch}
@@ -477,8 +483,9 @@ for name in ("val_loss", "val_reconstruction_loss", "val_kl_loss"):
     print(f"{name:<24} {history[name][-1]:7.2f} nats per image")
 
 # %% [markdown]
-# At first the held-out loss lies below the training loss. Keras averages the training loss over the whole epoch, while
-# the weights improve, and measures the held-out loss at the end of the epoch. After the last epoch they are this far apart:
+# In every epoch of this run the held-out loss lies below the training loss, at the end by very little. Keras averages
+# the training loss over the whole epoch, while the weights improve, and measures the held-out loss at the end of the
+# epoch. After the last epoch they are this far apart:
 
 # %%
 apart = history["val_loss"][-1] - history["loss"][-1]
@@ -497,8 +504,8 @@ print(f"held out minus training: {apart:.2f} nats per image")
 print(f"as printed: {141.34 + 3.69:.2f}   as −ELBO: {141.34 + 2 * 3.69:.2f} nats per image, on training data")
 
 # %% [markdown]
-# To see what the slip costs, train both ways and score both by the true −ELBO. A dense model answers in seconds, so you can
-# afford three seeds of each.
+# To see what the slip costs, train both ways and score both by the true −ELBO. A dense model answers in seconds, so you
+# can afford three seeds of each.
 
 
 # %%
@@ -519,18 +526,19 @@ for beta, losses in slip.items():
     print(f"β = {beta}: −ELBO {np.round(losses, 1)}, median {np.median(losses):.1f} nats per image")
 print("averaged minus summed, seed by seed:", np.round(np.subtract(slip[0.5], slip[1.0]), 1))
 
-# %% mystnb={"figure": {"caption": "The true −ELBO after training with the KL summed and with the KL averaged, three seeds each.", "name": "fig-04-slip"}, "image": {"alt": "Two rows of three dots, one for the summed and one for the averaged KL, along an axis of minus ELBO. Dots of one seed have the same colour."}}
+# %% mystnb={"figure": {"caption": "The true −ELBO after training with the KL summed and with the KL averaged, three seeds each. A line joins the two models of one seed.", "name": "fig-04-slip"}, "image": {"alt": "Two rows of three dots, one for the summed and one for the averaged KL, along an axis of minus ELBO. Dots of one seed have the same colour, and a line joins them."}}
 figure, ax = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for seed, color in zip(range(SEEDS), ["#3f90da", "#ffa90e", "#bd1f01"], strict=False):
     ax.plot([slip[1.0][seed], slip[0.5][seed]], [0, 1], "o-", color=color, label=f"seed {seed}")
 ax.set(xlabel="−ELBO on validation digits, nats per image", yticks=[0, 1], ylim=(-0.6, 1.6))
-_ = ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
+ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
+legend = figure.legend(loc="outside right center")
 # %% [markdown]
 # The slip costs up to 0.9 nats here, less than the seeds differ by. So you won't notice it in one curve.
 #
-# What does it do to the picture? The KL is the price of moving a code away from the prior. At half the price, you expect
-# the codes to spread. The prior has a standard deviation of 1 in each dimension, and 5 % of its draws fall outside the
-# circle. Count the codes outside, for the first seed of each.
+# What does it do to the picture? The KL is the price of moving a code away from the prior. At half the price, you
+# expect the codes to spread. The prior has a standard deviation of 1 in each dimension, and 5 % of its draws fall
+# outside the circle. Count the codes outside, for the first seed of each.
 
 # %% mystnb={"figure": {"caption": "Codes of the validation digits after training with the KL summed (left) and averaged (right), with the circle that holds 95 % of the prior.", "name": "fig-04-slip-codes"}, "image": {"alt": "Two scatter plots of codes on the same axes, each with a circle of radius 2.45. The codes on the right reach farther out than those on the left."}}
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.7), sharex=True, sharey=True, layout="constrained")
@@ -544,8 +552,8 @@ for ax, beta, title in zip(axes, (1.0, 0.5), ["summed, β = 1", "averaged, β = 
     ax.set(title=title, xlabel="$z_0$", aspect="equal")
 _ = axes[0].set_ylabel("$z_1$")
 # %% [markdown]
-# With the summed KL, already far more than 5 % of the codes lie outside. With the averaged KL, more still, in this seed.
-# Only 5 % of the samples from the prior fall outside the circle, so they seldom show what these codes stand for.
+# With the summed KL, already far more than 5 % of the codes lie outside. With the averaged KL, more still, in this
+# seed. Only 5 % of the samples from the prior fall outside the circle, so they seldom show what these codes stand for.
 #
 # ## Look at the latent space
 #
@@ -584,8 +592,8 @@ print("standard deviation of the centres:  ", z_mean.std(axis=0).round(3))
 ax = plotting.plot_manifold(vae, n=30, limit=2)
 # %% [markdown]
 # Neighbours look alike, and digits turn into one another through shapes that are no digit at all. Find a cluster in the
-# scatter plot and its place here: you see that digit. Now find a place where the scatter plot has no points, such as the
-# left part of the lower edge. The images break up there: the decoder had no codes there to learn from.
+# scatter plot and its place here: you see that digit. Now find a place where the scatter plot has no points, such as
+# the left part of the lower edge. The images break up there: the decoder had no codes there to learn from.
 #
 # ## Reconstruct
 #
@@ -594,8 +602,8 @@ ax = plotting.plot_manifold(vae, n=30, limit=2)
 # %% mystnb={"figure": {"caption": "Validation digits and their reconstructions from two numbers each.", "name": "fig-04-reconstructions"}, "image": {"alt": "Ten digits above their reconstructions. The reconstructions are smoother, and some unusual digits come back as another class."}}
 ax = plotting.plot_reconstructions(vae, x_val[:10])
 # %% [markdown]
-# The reconstructions are smoother than the digits, and some come back as another class. Grey means that the decoder is unsure,
-# or that the ink is grey: it gives probabilities.
+# The reconstructions are smoother than the digits, and some come back as another class. Grey means that the decoder is
+# unsure, or that the ink is grey: it gives probabilities.
 #
 # Score the digits one by one by their ELBO and look at the best and the worst. Ink costs: print how the score goes with
 # the amount of it.
@@ -611,19 +619,19 @@ ink = x_val.mean(axis=(1, 2, 3))
 print(f"correlation of −ELBO with ink: {np.corrcoef(-elbo_val, ink)[0, 1]:.2f}")
 
 # %% [markdown]
-# The five best are all the digit 1 in thin strokes: there is little ink to get wrong. More ink goes with a higher −ELBO.
-# But ink doesn't explain all: some of the worst digits are thin. None of these five comes back as itself.
+# The five best are all the digit 1 in thin strokes: there is little ink to get wrong. More ink goes with a higher
+# −ELBO. But ink doesn't explain all: some of the worst digits are thin. None of these five comes back as itself.
 #
 # ## Draw new digits
 #
-# A VAE is a generative model: draw $z$ from the prior $N(0, I)$, decode, and you have a digit that nobody wrote. (What you see is
-# the mean image, the probability of each pixel; a sample of $p_\theta(x|z)$ would toss a coin for each.)
+# A VAE is a generative model: draw $z$ from the prior $N(0, I)$, decode, and you have a digit that nobody wrote. (What
+# you see is the mean image, the probability of each pixel; a sample of $p_\theta(x|z)$ would toss a coin for each.)
 
 # %% mystnb={"figure": {"caption": "Fifty samples from the prior, decoded.", "name": "fig-04-samples"}, "image": {"alt": "Five rows of ten generated images. Most are smooth digits, grey at the edges. Some look like blends of two classes, and a few are broken rings or loose black pieces."}}
 ax = plotting.plot_digits(vae.sample(50, seed=1))
 # %% [markdown]
-# Some are in-between shapes: the prior also covers the regions between clusters. A few are broken: the prior also covers
-# places where the encoder puts no digit, such as that part of the manifold's lower edge.
+# Some are in-between shapes: the prior also covers the regions between clusters. A few are broken: they probably come
+# from places where the encoder puts no digit, such as that part of the manifold's lower edge.
 #
 # ## Score the test digits
 #
@@ -642,9 +650,9 @@ if digits.name == "mnist" and not vae_utils.QUICK:
 
 # %% [markdown]
 # The standard error says how much the number would move with other test digits of the same kind. It does not say how
-# much the number would move if you trained again with another seed. The dense models of three seeds, further above, give
-# an idea of that. The same convolutional training from six other starts is in the book, on the page *See how long you
-# wait*; so is its run with the averaged KL.
+# much the number would move if you trained again with another seed. The dense models of three seeds, further above,
+# give an idea of that. The same convolutional training from six other starts is in the book, on the page *See how long
+# you wait*; so is its run with the averaged KL.
 #
 # `evaluate` gives the same loss from one draw of $z$ per digit. The two agree within the noise of that one draw:
 
@@ -657,8 +665,8 @@ assert abs(scores["loss"] + elbo_test.mean()) < 4 * one_draw * np.sqrt(1.2 / len
 # %% [markdown]
 # ## Save it, load it
 #
-# The whole model, its two halves included, goes into one file. Loading stays in Keras' safe mode: nothing in the file is
-# run as code.
+# The whole model, its two halves included, goes into one file. Loading stays in Keras' safe mode: nothing in the file
+# is run as code.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -705,10 +713,10 @@ print(f"conv  {vae.count_params():>8,} parameters, {fit_seconds:4.0f} s, −ELBO
 print(f"dense minus conv: {-paired.mean():+.2f} ± {paired.std() / np.sqrt(len(paired)):.2f} nats per image")
 
 # %% [markdown]
-# Read the last line: the difference, on the same digits. The convolutional VAE's seconds include its three starts; it has a
-# third of the parameters. One training each is no proof of which is better, since seeds differ by more than the
-# standard error. Chapter 03 trains the dense VAE for longer, and it comes nearer. The same page of the book has both with
-# 20 latent dimensions.
+# Read the last line: the difference, on the same digits. The convolutional VAE's seconds include its three starts; it
+# has a third of the parameters. One training each is no proof of which is better, since seeds differ by more than the
+# standard error. Chapter 03 trains the dense VAE for longer, and it comes nearer. The same page of the book has both
+# with 20 latent dimensions.
 
 # %% mystnb={"figure": {"caption": "The same digits (top) through the convolutional and the dense VAE.", "name": "fig-04-side-by-side"}, "image": {"alt": "Three rows of ten digits: originals, reconstructions by the convolutional VAE, reconstructions by the dense VAE. The two rows of reconstructions are much alike."}}
 x = x_val[:10]
@@ -724,8 +732,9 @@ _ = plotting.plot_manifold(dense, n=15, ax=axes[1]).set_title("dense")
 # %% [markdown]
 # ## Make it faster
 #
-# The dense model trains in seconds, partly because of its settings. Change one setting at a time, and time one epoch of 6,400
-# digits. The first epoch isn't counted, since TensorFlow builds its program in it. Of the next two, take the faster.
+# The dense model trains in seconds, partly because of its settings. Change one setting at a time, and time one epoch of
+# 6,400 digits. The first epoch isn't counted, since TensorFlow builds its program in it. Of the next two, take the
+# faster.
 
 # %%
 x_fast = x_train[: 640 if vae_utils.QUICK else 6_400]
@@ -742,8 +751,8 @@ def seconds_per_epoch(build, batch_size, steps_per_execution=1, jit_compile=Fals
 
 
 # %% [markdown]
-# Two settings: images per batch, and training steps per call from Python (`steps_per_execution`). Guess first, for each line,
-# how much it helps.
+# Two settings: images per batch, and training steps per call from Python (`steps_per_execution`). Guess first, for each
+# line, how much it helps.
 
 # %%
 settings = {
@@ -763,18 +772,18 @@ ax.bar_label(bars, fmt="%.2f", padding=3)
 ax.set(xlabel="seconds per epoch", xlim=(0, 1.15 * max(seconds.values())))
 ax.invert_yaxis()
 # %% [markdown]
-# In this run each bar is shorter than the one above it, for both models. A step of the dense model is so small that calling
-# TensorFlow from Python is a good part of it; the convolutional model's time is nearly all arithmetic. Run the cell again
-# before you trust a small difference: whatever else your machine does moves the bars. And these are seconds only: smaller batches take more steps in an epoch, and learn more in it. Chapter 03 measures that for the
-# dense model; the book's page *See how long you wait* has it for this one. It also shows what `VAE.fit` spares you: with
-# the batches that Keras itself makes of an array, an epoch may last up to twice as long.
+# In this run each bar is shorter than the one above it, for both models. Larger batches save more than more steps per
+# call. Run the cell again before you trust a small difference: whatever else your machine does moves the bars. And
+# these are seconds only. Batch and rate also decide how much an epoch teaches: the book's page *See how long you wait*
+# measures that for this model. It also shows what `VAE.fit` spares you: with the batches that Keras itself makes of an
+# array, an epoch may last up to twice as long.
 #
 # There is a third setting, `jit_compile`: the compiler XLA fuses the operations of a step. It is off here. Left out,
 # Keras decides. Add the line `"with XLA": (conv_vae, 64, 1, True)` and see what it does on your machine.
 
 # %% [markdown]
-# One more, for pictures. To draw a manifold of 30 × 30 digits, some recipes call `predict` once for each point. `decode` takes all points
-# at once:
+# One more, for pictures. To draw a manifold of 30 × 30 digits, some recipes call `predict` once for each point.
+# `decode` takes all points at once:
 
 # %%
 z = np.random.default_rng(0).standard_normal((900, 2)).astype("float32")
@@ -794,10 +803,12 @@ np.testing.assert_allclose(together[:90], ops.sigmoid(np.concatenate(one_by_one)
 #
 # $$ \log p_\theta(x) = \log \int p_\theta(x|z) \, p(z) \, dz \approx \log \sum_k p_\theta(x|z_k) \, p(z_k) \, h^2. \tag{4.6} $$
 #
-# The posteriors are narrow, so the grid must be fine: 400 cells along each axis, from −5 to 5. Take the dense model that
-# ships with `vae_utils`: it decodes all these points in seconds, and its weights are the same on every machine. Take twelve
-# validation digits. The table `log_joint` holds $\log p_\theta(x|z_k) + \log p(z_k)$
-# for each digit (row) and each cell (column).
+# (For a grey digit, $p_\theta(x|z)$ is chapter 03's score and not a probability. The bound and the sum work all the
+# same.) The posterior $p_\theta(z|x)$, the codes that explain an image, is narrow, so the grid must be fine: 400 cells
+# along each axis, from −5 to 5. Take the dense model that ships with `vae_utils`: it decodes all these points in
+# seconds, and its weights are the same on every machine. Take twelve validation digits. The table `log_joint` holds
+# $\log p_\theta(x|z_k) + \log p(z_k)$ for each digit (row) and each cell (column). From logits $a$, the first is
+# $\sum_i x_i a_i - \operatorname{softplus}(a_i)$, as in (2.30).
 
 # %%
 shipped_dense = load_pretrained("dense-2d")
@@ -817,8 +828,8 @@ log_joint = np.concatenate([log_joint_at(z) for z in np.array_split(grid, POINTS
 log_p = logsumexp(log_joint, axis=1, b=side**2)
 
 # %% [markdown]
-# Is the grid fine enough? `grid_log_likelihood` in `vae_utils` is what you wrote above. With twice as many cells along each
-# axis it must give the same number for every digit.
+# Is the grid fine enough? `grid_log_likelihood` in `vae_utils` is what you wrote above. With twice as many cells along
+# each axis it must give the same number for every digit.
 
 # %% tags=["eq-4.6"]
 finer = evaluation.grid_log_likelihood(shipped_dense, x_val[:N], points=2 * POINTS, limit=LIMIT)
@@ -830,9 +841,9 @@ if not vae_utils.QUICK:
 
 # %% [markdown]
 # There is a second way to $\log p_\theta(x)$, which works in any dimension: draw many $z$ from $q$ and average the
-# weights $p_\theta(x, z) / q_\phi(z|x)$. This is the importance-weighted bound (2.26) of chapter 02. It uses no grid. Do the
-# two agree? The error bars come from ten independent runs. The cell prints the three digits with the largest shortfall
-# and the two with the smallest.
+# weights $p_\theta(x, z) / q_\phi(z|x)$. This is the importance-weighted bound (2.26) of chapter 02. It uses no grid.
+# Do the two agree? The error bars come from ten independent runs. The cell prints the three digits with the largest
+# shortfall and the two with the smallest.
 
 # %%
 num_samples = 200 if vae_utils.QUICK else 5_000
@@ -845,9 +856,10 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
 
 # %% [markdown]
 # For some digits they do. For others the samples fall short by many times their error bar. One possible reason: $q$
-# leaves out a part of the posterior, or all of it. Test it on the grid. Take the ellipse that holds all but 10⁻⁴ of the mass of $q$. Of 5,000
-# draws, one half of a draw is expected outside it. Add up the part of the posterior $p_\theta(z|x)$ that lies outside:
-# this is the part that $q$ misses. The error bar is made from the draws, so it can't show what they never reached.
+# leaves out a part of the posterior, or all of it. Test it on the grid. Take the ellipse that holds all but 10⁻⁴ of the
+# mass of $q$. Of 5,000 draws, one half of a draw is expected outside it. Add up the part of the posterior
+# $p_\theta(z|x)$ that lies outside: this is the part that $q$ misses. The error bar is made from the draws, so it can't
+# show what they never reached.
 
 # %%
 z_mean, z_log_var = (values[:N] for values in shipped_dense.encode(x_val))
@@ -858,7 +870,8 @@ for i in np.argsort(-behind)[[0, 1, 2, -2, -1]]:
     print(f"digit {i:2}: q misses {missed[i]:7.2%} of the posterior")
 
 # %% [markdown]
-# Draw the shortfall against the missed part. If this is the reason, the digits whose posterior $q$ covers must lie at zero.
+# Draw the shortfall against the missed part. If this is the reason, the digits whose posterior $q$ covers must lie at
+# zero.
 
 # %% mystnb={"figure": {"caption": "How far the weighted samples fall short of the grid, against the part of the posterior that q misses. One point per digit, with bars of two standard errors.", "name": "fig-04-missed"}, "image": {"alt": "Twelve points. Nine lie at the left, where q misses less than 8 % of the posterior, close to zero. One lies at 30 % and a little above zero. Two lie at the right edge, where q misses everything, seven and nine nats above zero."}}
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -883,14 +896,14 @@ if not vae_utils.QUICK:
 #
 # - **approximation**: $q$ must be a Gaussian with independent coordinates, and the posterior is not. Call the best such
 #   Gaussian for this digit $q^*$. Its ELBO still lies below $\log p_\theta(x)$.
-# - **amortization**: you don't search $q^*$ for each digit. One encoder, shared by all digits, predicts $q$ in one pass.
-#   Sharing the work in this way is called amortization. The prediction is not exactly $q^*$, and that costs ELBO.
+# - **amortization**: you don't search $q^*$ for each digit. One encoder, shared by all digits, predicts $q$ in one
+#   pass. Sharing the work in this way is called amortization. The prediction is not exactly $q^*$, and that costs ELBO.
 #
 # $$ \log p_\theta(x) - \text{ELBO}(q) = \underbrace{\log p_\theta(x) - \text{ELBO}(q^*)}_{\text{approximation}}
 #    + \underbrace{\text{ELBO}(q^*) - \text{ELBO}(q)}_{\text{amortization}} \tag{4.7} $$
 #
-# On the grid, the ELBO of any Gaussian is a sum too, with the cells weighted by $q$. So you can look for $q^*$ digit by digit with
-# gradient ascent, without any noise. Start at the peak of the posterior, with the encoder's variance.
+# On the grid, the ELBO of any Gaussian is a sum too, with the cells weighted by $q$. So you can look for $q^*$ digit by
+# digit with gradient ascent, without any noise. Start at the peak of the posterior, with the encoder's variance.
 
 
 # %%
@@ -913,8 +926,8 @@ for step in range(ASCENT):
         print(f"step {step:3}: mean ELBO {-float(loss) / N:.3f}")
 
 # %% [markdown]
-# Check it by a road that doesn't touch the grid: draw from $q^*$, decode, and subtract the KL in closed form. And no ELBO may
-# pass $\log p_\theta(x)$.
+# Check it by a road that doesn't touch the grid: draw from $q^*$, decode, and subtract the KL in closed form. And no
+# ELBO may pass $\log p_\theta(x)$.
 
 # %% tags=["eq-4.7"]
 best = ops.convert_to_numpy(grid_elbo(best_mean.value, best_log_var.value, *table))
@@ -938,7 +951,7 @@ for name, gap in [("approximation", approximation), ("amortization", amortizatio
 # %% [markdown]
 # Now digit by digit. The gap is far from the same for all:
 
-# %% mystnb={"figure": {"caption": "The ELBO's gap for twelve validation digits, split into its two parts, in the order of its size. The number under a bar is the class of the digit.", "name": "fig-04-gaps"}, "image": {"alt": "Twelve stacked bars of approximation and amortization, rising from nearly nothing at the left to 2.5 nats for the tenth and to 11 and 18 for the last two, a 2 and a 4. In the tall bars nearly all is amortization; in one low bar, of a 1, nearly all is approximation."}}
+# %% mystnb={"figure": {"caption": "The ELBO's gap for twelve validation digits, split into its two parts; digits sorted by the size of the gap. The number under a bar is the class of the digit. The first bar is too low to see.", "name": "fig-04-gaps"}, "image": {"alt": "Twelve stacked bars of approximation and amortization, rising from nearly nothing at the left to 2.5 nats for the tenth and to 11 and 18 for the last two, a 2 and a 4. In the tall bars nearly all is amortization; in one low bar, of a 1, nearly all is approximation."}}
 gap = log_p - amortized
 order = np.argsort(gap)
 figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
@@ -950,8 +963,8 @@ _ = ax.legend()
 print(f"median gap {np.median(gap):.2f}, mean {gap.mean():.2f}, largest {gap.max():.2f} nats")
 
 # %% [markdown]
-# Look at the true posterior, $p_\theta(z|x)$, beside the encoder's ellipse, for the digit with the smallest gap and for the one with the
-# largest. The squares are the cells of the grid.
+# Look at the true posterior, $p_\theta(z|x)$, beside the encoder's ellipse, for the digit with the smallest gap and for
+# the one with the largest. The squares are the cells of the grid.
 
 # %% mystnb={"figure": {"caption": "True posterior (shading) and the encoder's q(z|x) (ellipse at two standard deviations, which holds 86 % of it) for the digit with the smallest gap and the one with the largest.", "name": "fig-04-posteriors"}, "image": {"alt": "Two panels, one above the other, each with the shaded posterior of one digit, the red ellipse of q, and the digit itself. Above, where the gap is smallest, the ellipse covers most of the shaded patch. Below, where it is largest, the ellipse lies to the upper left of the patch and nowhere touches it."}}
 figure, axes = plt.subplots(2, 1, figsize=(6, 8), layout="constrained")
@@ -967,18 +980,18 @@ for ax, i in zip(axes, [gap.argmin(), gap.argmax()], strict=True):
     ax.set_title(f"gap {gap[i]:.2f} nats")
 _ = axes[0].legend(loc="upper right")
 # %% [markdown]
-# Where the gap is smallest, the ellipse covers most of the posterior. Where it is largest, the encoder has put $q$ beside
-# it, and the ellipse misses the shaded patch altogether. The decoder explains this digit with codes that $q$ never draws. A
-# Gaussian in the right place would be enough: the approximation gap of this digit is small. The means above say the same of
-# all twelve: most of the gap is amortization, the encoder's guess. But two digits make most of that mean, as the bars and
-# its standard error show, and the median gap is far smaller. Twelve digits are few.
+# Where the gap is smallest, the ellipse covers most of the posterior. Where it is largest, the encoder has put $q$
+# beside it, and the ellipse misses the shaded patch altogether. The decoder explains this digit with codes that $q$
+# never draws. A Gaussian in the right place would be enough: the approximation gap of this digit is small. On average
+# over the twelve, too, most of the gap is amortization, the encoder's guess. But two digits make most of that mean, as
+# the bars and its standard error show, and the median gap is far smaller. Twelve digits are few.
 #
 # ## Use what it has learned
 #
 # ### Find neighbours
 #
-# The first of each row is the query, the others are its nearest training digits in the latent space. How often do they share its class?
-# Count over all validation digits.
+# The first of each row is the query, the others are its nearest training digits in the latent space. How often do they
+# share its class? Count over all validation digits.
 
 # %% mystnb={"figure": {"caption": "Four validation digits (left) and their nine nearest training digits in the latent space.", "name": "fig-04-neighbours"}, "image": {"alt": "Four rows of ten digits; the first of each row is the query, the other nine are its neighbours."}}
 codes, _ = vae.encode(x_train)
@@ -997,8 +1010,8 @@ print(f"{np.mean(y_train[neighbours] == y_val[:, None]):.1%} of the nine neighbo
 # %% [markdown]
 # ### Classify with a hundred labels
 #
-# The codes were learned without labels. With only a hundred labelled digits, are they a better start than the pixels? Draw
-# the hundred twenty times.
+# The codes were learned without labels. With only a hundred labelled digits, are they a better start than the pixels?
+# Draw the hundred twenty times.
 
 # %%
 accuracy = {"two codes": [], "784 pixels": []}
@@ -1011,39 +1024,41 @@ for name, values in accuracy.items():
     print(f"{name:<12} {np.mean(values):.1%} ± {np.std(values, ddof=1) / np.sqrt(20):.1%}")
 
 # %% [markdown]
-# The two come out alike, within their errors: with so few labels, two numbers per digit serve as well as 784. Chapter 03
-# shows what more latent dimensions keep.
+# The two come out alike, within their errors: with so few labels, two numbers per digit serve as well as 784. Chapter
+# 03 shows what more latent dimensions keep.
 #
 # ### Find what doesn't belong
 #
-# Does a low ELBO tell that an image is no MNIST digit? Score validation digits, digits from another data set, and validation
-# digits with their pixels shuffled. Beside the medians stands how often a strange image has a higher −ELBO than a validation digit: one
-# half would be guessing.
+# Does a low ELBO tell you that an image is no MNIST digit? Score validation digits, digits from another data set, and
+# validation digits with their pixels shuffled. Beside the medians stands how often a strange image has a higher −ELBO
+# than a validation digit: one half would be guessing.
 
 # %% mystnb={"figure": {"caption": "−ELBO of three kinds of images under the model trained on MNIST.", "name": "fig-04-anomalies"}, "image": {"alt": "Three overlapping histograms of minus ELBO, for validation digits, digits from elsewhere and shuffled pixels."}}
 elsewhere = load_optical_digits().x_test
 shuffled = np.random.default_rng(0).permuted(x_val[:300].reshape(-1, 784), axis=1).reshape(-1, 28, 28, 1)
 kinds = {"validation digits": x_val[:1000], "digits from elsewhere": elsewhere, "shuffled pixels": shuffled}
+losses = {name: -evaluation.elbo(vae, images) for name, images in kinds.items()}
+edges = np.linspace(0, max(map(np.max, losses.values())), 121)
 figure, ax = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-for (name, images), color in zip(kinds.items(), ["#3f90da", "#ffa90e", "#bd1f01"], strict=True):
-    loss = -evaluation.elbo(vae, images)
-    ax.hist(loss, np.linspace(0, 800, 81), density=True, alpha=0.6, label=name, color=color)
+for (name, loss), color in zip(losses.items(), ["#3f90da", "#ffa90e", "#bd1f01"], strict=True):
+    ax.hist(loss, edges, density=True, alpha=0.6, label=name, color=color)
     familiar = loss if name == "validation digits" else familiar
     print(f"{name:<22} median {np.median(loss):6.1f} nats, higher in {np.mean(loss[:, None] > familiar):.1%} of pairs")
 ax.set(xlabel="−ELBO, nats per image", ylabel="density", yticks=[])
 _ = ax.legend()
 # %% [markdown]
-# A likelihood measures how many nats an image takes, and ink takes nats whoever wrote it. That is not the same as how familiar the
-# image is, so it is an alarm with gaps.
+# A likelihood measures how many nats an image takes, and ink takes nats whoever wrote it. That is not the same as how
+# familiar the image is, so it is an alarm with gaps.
 
 # %% [markdown]
 # ## In this notebook
 #
-# - A strided convolution is a matrix that takes 16 pixels to 4 numbers; the transposed convolution multiplies by its transpose.
+# - A strided convolution is a matrix that takes 16 pixels to 4 numbers; the transposed convolution multiplies by its
+#   transpose.
 # - The convolutional VAE has 69,076 + 65,089 = 134,165 parameters, counted by hand and by Keras.
 # - `compute_loss` and a hand-written `train_step` take the same step; the first keeps `evaluate`, `predict` and `save`.
-# - The two terms of the loss pull against each other, and held-out digits tell you where it ends.
-# - A KL that is averaged over two latent dimensions is a VAE with $\beta = 1/2$.
+# - The two terms of the loss pull against each other, and held-out digits show where they balance.
+# - To average the KL over two latent dimensions is to train with $\beta = 1/2$.
 # - Larger batches and more steps per call make epochs shorter. How much, your own machine decides.
 # - With two latent dimensions you can compute $\log p_\theta(x)$ on a grid, and so the gap that the ELBO hides. (Below,
 #   it is that of the shipped dense model.)
@@ -1129,7 +1144,8 @@ check_2(batch_loss) if batch_loss(np.ones(1), np.ones((1, 1)), 1) is not None el
 #
 # </details>
 #
-# **3. Find a corner.** Return the image in the *upper left* corner of the manifold over $[-2, 2]^2$, shape `(28, 28, 1)`.
+# **3. Find a corner.** Return the image in the *upper left* corner of the manifold over $[-2, 2]^2$, shape `(28, 28,
+# 1)`.
 
 
 # %% tags=["exercise"]

@@ -374,7 +374,7 @@ legend = ax.legend()
 
 # %% [markdown]
 # The marks lie on the lines. At the encoder, 5 samples take away more than half of the variance. With 50 about a third
-# stays, nearly all of it the images' part. The decoder's gradient hardly changes.
+# stays, nearly all of it the images' part. The variance of the decoder's gradient hardly changes.
 #
 # ### Spend a fixed budget
 #
@@ -524,13 +524,14 @@ for name in ("ELBO", "weighted"):  # the medians at equal cost once more
     print(f"−L₅₀: ELBO, 1 sample / {name}, 5 / 50:", " / ".join(f"{tighter:.2f}" for tighter in values))
 
 # %% [markdown]
-# At equal cost, more samples lose, and the three seeds agree. In the first kind, 5 of them raise $-\mathcal L_{50}$ by
-# 2.97 to 5.77 nats and 50 by 19.23 to 21.54. The images that they displace are missed more: a run with 50 samples sees
-# 1,184 digits, one with a single sample 30,000. (Other rates of Adam may give other differences.) With three budgets (5
-# samples and all 100 images) the gain is 0.25 to 0.96 nats, and 1.56 to 2.57 for the weighted bound. What one sample
-# does with three budgets isn't in the table. Look at the −ELBO with 50 samples, too: its median is 170.77 for the
-# weighted bound and 154.80 in the first kind, far more apart than the seeds. The encoder is then trained for the
-# average of fifty weights, and the ELBO asks for one. So say which bound you trained on, and which you report.
+# At equal cost, more samples lose, and the three seeds agree. Trained on the ELBO, 5 of them raise $-\mathcal L_{50}$
+# by 2.97 to 5.77 nats and 50 by 19.23 to 21.54. The images that they displace are missed more: a run with 50 samples
+# sees 1,184 digits, one with a single sample 30,000, which is each of the 20,000 once and half of them again. (Other
+# rates of Adam may give other differences.) With three budgets (5 samples and all 100 images) the gain is 0.25 to 0.96
+# nats, and 1.57 to 2.56 for the weighted bound. What one sample does with three budgets isn't in the table. Look at the
+# −ELBO with 50 samples, too: its median is 170.77 for the weighted bound and 154.80 for the ELBO, far more apart than
+# the seeds. The encoder is then trained for the average of fifty weights, and the ELBO asks for one. So say which bound
+# you trained on, and which you report.
 #
 # ## Write the KL divergence as a layer
 #
@@ -767,11 +768,12 @@ swaps["analytic KL"](ops.convert_to_tensor(binary_val))
 assert abs(sum(map(float, swaps["analytic KL"].losses)) - losses["analytic KL"].mean()) < 3, "one draw against ten"
 
 # %% [markdown]
-# All four work, and in this run none is a nat away from the first. The ± says nothing about another training. The
-# first two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.69 by luck
-# alone. Beside that, the 0.95 of the mixture is no evidence. Where do the codes lie?
+# All four work, and in this run none is a nat away from the first. The ± says nothing about another training. The first
+# two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.71. Beside that,
+# the 0.98 of the mixture is no evidence for its prior: one training each can't tell a better prior from luck. Where do
+# the codes lie?
 
-# %% mystnb={"figure": {"caption": "Codes of the validation digits with the standard normal prior, left, and with the mixture prior, right. Dark lines: one standard deviation of the prior, or of each of its ten parts; dotted circles: these parts before the training.", "name": "fig-05-priors"}, "image": {"alt": "Two scatter plots of two-dimensional codes in ten colours. Left, a cloud about 6 wide and 5 high, with a grey circle of radius 1 near its lower middle; the ones lie apart at the top right. Right, a similar cloud on a larger scale, with ten dotted circles of radius 1, one of them far below it, and ten dark ellipses of different sizes over its middle."}}
+# %% mystnb={"figure": {"caption": "Means of the validation digits' codes with the standard normal prior, left, and with the mixture prior, right. Black lines: one standard deviation of the prior, or of each of its ten parts; crosses: the centres of these parts before the training.", "name": "fig-05-priors"}, "image": {"alt": "Two scatter plots of two-dimensional codes in ten colours. Left, a cloud about 6 wide and 5 high, with a black circle of radius 1 near its lower middle; the ones lie apart at the top right. Right, a similar cloud on a larger scale, with ten black ellipses of different sizes: most over its middle, two tall ones towards the ones, one reaching below all codes. Most of the ten crosses lie right of the middle and below it."}}
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout="constrained")
 turn = np.linspace(0, 2 * np.pi, 100)
 circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -781,19 +783,21 @@ ellipses["mixture prior"] = [c + np.exp(v / 2) * circle for c, v in zip(*learned
 for ax, (name, curves) in zip(axes, ellipses.items(), strict=True):
     codes = np.array(swaps[name].encode(ops.convert_to_tensor(binary_val))[0])
     for digit in range(10):
-        ax.scatter(*codes[y_val == digit].T, s=6, linewidths=0, color=plotting.CLASS_COLORS[digit], label=str(digit))
+        style = {"s": 5, "alpha": 0.4, "linewidths": 0, "color": plotting.CLASS_COLORS[digit]}
+        ax.scatter(*codes[y_val == digit].T, label=str(digit), **style)
     for curve in curves:
-        ax.plot(*curve.T, color="#555555", linewidth=1)
+        ax.plot(*curve.T, color="black", linewidth=1.2)
     ax.set(xlabel="$z_0$", ylabel="$z_1$", title="standard normal" if name == "analytic KL" else "mixture")
     ax.set_aspect("equal", adjustable="datalim")
-for center in starts:
-    axes[1].plot(*(center + circle).T, color="#999999", linestyle=":", zorder=3)
+axes[1].plot(*starts.T, "P", color="black", markeredgecolor="white", markersize=8)
 legend = figure.legend(*ax.get_legend_handles_labels(), title="class", loc="outside right center", markerscale=4)
+for handle in legend.legend_handles:
+    handle.set_alpha(1)
 
 # %% [markdown]
-# Left, the codes reach far above the circle and hardly below it: after so short a training they don't match the prior.
-# On the right, the dotted circles have become ellipses of many sizes. Two tall ellipses reach up towards the digits 1,
-# which lie alone.
+# Left, the codes reach far above the circle and hardly below it: their means don't look like draws from the prior. Right,
+# the ten parts began as circles of radius 1 around the crosses. They have become ellipses of many sizes. Two tall ones
+# reach up towards the digits 1, which lie alone, and a third down to where there are no codes.
 #
 # ## Choose a likelihood
 #
@@ -1017,8 +1021,8 @@ for a in (-0.4, 0.0, 0.3, 1.1):
     print(f"a = {a:4.1f}: mass of level 0 {mass[0]:.3f}, the most of any other {mass[1:].max():.3f}")
 
 # %% [markdown]
-# Look at the first line. By moving $a$ below 0 the decoder can be sure of paper: to three digits, the whole mass sits
-# on level 0. No density can do this, since its mass at one point is 0.
+# Look at the first line. By moving $a$ below 0 the decoder can be sure of paper, a pixel of value 0: to three digits,
+# the whole mass sits on level 0. No density can do this, since its mass at one point is 0.
 #
 # ### Train the six
 #
@@ -1061,7 +1065,7 @@ print(f"learned σ {sigma:.4f}, by (5.14) {optimum:.4f}; to set it so gains {gai
 assert (1 < sigma / optimum < 1.3 and gain.mean() > 1) or not CLAIMS
 
 # %% [markdown]
-# After the 1,000 steps it is still too large. One line sets $\sigma$ to its best value, and gains 6.42 nats. From here
+# After the 1,000 steps it is still too large. One line sets $\sigma$ to its best value, and gains 6.44 nats. From here
 # on the model keeps this value.
 #
 # Now the continuous Bernoulli, with its large negative number. Some pixels are 0 in every training digit. The density
@@ -1088,7 +1092,7 @@ assert np.isclose(doubled - reward, always_paper.sum() * np.log(2), rtol=1e-3) o
 # Give each decoder codes from the prior. On the left is the mean image, on the right a draw from $p_\theta(x|z)$ at the
 # same code. The draw is what the model takes for a digit. (Values below 0 are shown white, those above 1 black.)
 
-# %% mystnb={"figure": {"caption": "Six losses on one network. Left four columns: mean images; right four: draws from p(x|z) at the same codes.", "name": "fig-05-likelihoods"}, "image": {"alt": "Six rows of eight digits. On the left smooth digits, but blots for the continuous Bernoulli and, in some columns, speckles for the learned sigma. On the right: ragged black-and-white digits for the two Bernoulli rows; speckled blots for the continuous Bernoulli; nothing but noise for the Gaussian with sigma 1; digits and blots under noise for the learned sigma; speckled strokes on clean paper for the discretized logistic."}}
+# %% mystnb={"figure": {"caption": "Six losses on one network. Left four columns: mean images; right four: draws from p(x|z) at the same codes.", "name": "fig-05-likelihoods"}, "image": {"alt": "Six rows of eight digits. On the left mostly smooth digits; blots for the continuous Bernoulli; faint speckles for sigma 1, more for the learned sigma, strong in its third column; broken strokes in the last two columns of the discretized logistic. On the right: ragged black-and-white digits for the two Bernoulli rows; speckled blots for the continuous Bernoulli; noise with at most the hint of a stroke for the Gaussian with sigma 1; digits and blots under noise for the learned sigma; speckled strokes on clean paper for the discretized logistic."}}
 rows, rng = [], np.random.default_rng(6)
 for model in fitted.values():
     z = ops.convert_to_tensor(np.random.default_rng(7).normal(size=(4, LATENT)).astype("float32"))
@@ -1103,9 +1107,9 @@ line = ax.axvline(112, color="#bd1f01", linewidth=2)
 
 # %% [markdown]
 # The coins draw black and white, also the one that was trained on grey. The continuous Bernoulli has the largest
-# log-density of all, and here even its means are blots. With $\sigma = 1$ the mean is a digit, and a draw is noise.
-# With the learned $\sigma$ some digits can be seen in the draws, but some means are speckled already. Nearly clean
-# paper comes from the coins and from the discretized logistic, which alone draws greys on it.
+# log-density of all, and here even its means are blots. With $\sigma = 1$ the means are mostly digits, and a draw is
+# almost only noise. With the learned $\sigma$ some digits can be seen in the draws, but the means are speckled already.
+# Nearly clean paper comes from the coins and from the discretized logistic, which alone draws greys on it.
 #
 # ### Compare what can be compared
 #
@@ -1213,7 +1217,7 @@ for name in ("Gaussian, σ = 1", "Gaussian, σ learned"):
 # standard normal, which stays near one half, or one bit, as long as $a$ is small beside $\sigma$. With $\sigma = 1$ the
 # decoder misses paper by 0.13 of a $\sigma$ and pays 1.06 bits per paper pixel; with the learned one it misses by 0.63
 # of a $\sigma$ and pays 1.38. So the wide Gaussian forgives grey on paper. The discretized logistic was trained for
-# this question, and answers it best. All four stay below 8 bits. The other two losses answer other questions: 120.87
+# this question, and answers it best. All four stay below 8 bits. The other two losses answer other questions: 120.86
 # nats for the binarized test digits, 121.31 for the cross-entropy. So say which question your number answers before you
 # put it beside another.
 #
@@ -1452,8 +1456,8 @@ for seed in range(3 if FULL else 1):
     assert not CLAIMS or min(pixels, z, joint) > 0.6
 
 # %% [markdown]
-# Over twenty choices of labels the codes of this VAE are 1.3 percentage points behind the pixels. Training on
-# everything at once gets 75.6 to 76.6 %: behind the pixels for two choices of labels, ahead for one. So with this
+# Over twenty choices of labels the codes of this VAE are 1.2 percentage points behind the pixels. Training on
+# everything at once gets 75.7 to 76.5 %: behind the pixels for two choices of labels, ahead for one. So with this
 # network and this short training, you see no gain from 20,000 digits without labels. (The weight was chosen by single
 # runs.)
 #
@@ -1464,7 +1468,7 @@ for seed in range(3 if FULL else 1):
 # - With `epsilon` as an input, `Multiply` and `Add` make the same $z$ as `Sampling`. The target needs an axis for the
 #   samples; without it you may get wrong numbers and no error.
 # - The variance of a batch gradient is $(V_\text{images} + V_\text{noise}/S)/B$. The best $S$ by (5.5) is 1.40 for the
-#   encoder's outputs and 0.23 for the logits. At equal cost $-\mathcal L_{50}$ is 128.83 with one sample, 132.74 with
+#   encoder's outputs and 0.23 for the logits. At equal cost $-\mathcal L_{50}$ is 128.83 with one sample, 132.73 with
 #   5, 148.55 with 50 (medians of three short runs).
 # - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate, 17.303 ± 0.010, agrees with the
 #   closed form, 17.310, and admits a mixture prior and a Laplace posterior.
@@ -1472,8 +1476,8 @@ for seed in range(3 if FULL else 1):
 #   as a probability of 256 levels it comes last, with 3.369, and the discretized logistic first, with 1.769.
 # - The same class solved a regression with two answers: $\log p(y|t)$ is 0.522 in this run, where least squares has
 #   −1.182 and the truth 0.914.
-# - With 100 labels, over 20 choices, pixels gave 75.4 % right and codes 74.1 %. For three of these choices the joint
-#   model gave 75.6 to 76.6 %, and pixels 75.7 to 77.2 %.
+# - With 100 labels, over 20 choices, pixels gave 75.4 % right and codes 74.2 %. For three of these choices the joint
+#   model gave 75.7 to 76.5 %, and pixels 75.7 to 77.2 %.
 #
 # ## Exercises
 #

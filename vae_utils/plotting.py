@@ -6,8 +6,9 @@ import numpy as np
 
 from vae_utils.data import as_numbers, check_sizes
 
-#: Ten colours for ten classes, told apart with every common colour vision: Petroff (2021), arXiv:2107.02270.
-CLASS_COLORS = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())  # noqa: SIM905
+#: Ten colours for ten classes, told apart with every common colour vision: Petroff (2021), arXiv:2107.02270. Its second
+#: grey is black here, since small dots of the two greys look alike.
+CLASS_COLORS = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #1f2127 #92dadd".split())  # noqa: SIM905
 
 
 def plot_digits(images, columns=10, ax=None):
