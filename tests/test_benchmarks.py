@@ -100,11 +100,24 @@ def test_pair_takes_turns_over_all_its_digits():
     assert note == "measured on 256 digits, scaled to 60,000"
 
 
+@pytest.mark.parametrize("whole, seconds", [(False, 2.0), (True, 7.0)])
+def test_epoch_counts_up_to_its_last_step_unless_asked(monkeypatch, whole, seconds):
+    class Model:
+        def fit(self, x, batch_size, verbose, callbacks):
+            [callback] = callbacks
+            callback.on_train_batch_end(0)
+            callback.on_train_batch_end(1)
+
+    clock = iter([10.0, 11.0, 12.0, 17.0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    assert training.trainer(Model(), None, 128, whole)() == seconds
+
+
 def test_pair_that_takes_fewer_steps_is_refused(monkeypatch):
     full = training.trainer
 
-    def half(model, x, batch_size):
-        return full(model, x[: len(x) // 2] if hasattr(model, "encoder") else x, batch_size)
+    def half(model, x, *rest):
+        return full(model, x[: len(x) // 2] if hasattr(model, "encoder") else x, *rest)
 
     monkeypatch.setattr(training, "trainer", half)
     with pytest.raises(AssertionError, match="steps"):
