@@ -31,11 +31,12 @@ class NotMeasuredError(Exception):
     """What a row needs is not there: a package of the extra `bench`, or a record."""
 
 
-def row(name, what, against, target, unit="s", at_most=False, of_peak=False):
+def row(name, what, against, target, unit="s", at_most=False, of_peak=False, by_chance=False):
     """Register a function as a row.
 
     The function returns `(ours, theirs, note)`: a value of each in every round, and a remark for the table. `theirs`
-    is None where there is nothing to compare with, and `target` then bounds `ours` itself.
+    is None where there is nothing to compare with, and `target` then bounds `ours` itself. What comes `by_chance` has
+    no ratio, since the next run would have another.
     """
 
     def register(function):
@@ -45,7 +46,8 @@ def row(name, what, against, target, unit="s", at_most=False, of_peak=False):
                 ours, theirs, note = function()
             except NotMeasuredError as error:
                 return {**facts, **dict.fromkeys(["ours", "theirs", "ratio", "spread", "met"]), "note": str(error)}
-            return {**facts, **summary(ours, theirs, target, at_most, of_peak), "note": note}
+            found = summary(ours, theirs, target, at_most, of_peak)
+            return {**facts, **found, **dict.fromkeys(["ratio", "spread"] if by_chance else []), "note": note}
 
         ROWS[name] = measure
         return function

@@ -100,24 +100,38 @@ def test_pair_takes_turns_over_all_its_digits():
     assert note == "measured on 256 digits, scaled to 60,000"
 
 
-@pytest.mark.parametrize("whole, seconds", [(False, 2.0), (True, 7.0)])
-def test_epoch_counts_up_to_its_last_step_unless_asked(monkeypatch, whole, seconds):
+def test_epoch_counts_up_to_its_last_step_and_the_wait_after_it_apart(monkeypatch):
     class Model:
-        def fit(self, x, batch_size, verbose, callbacks):
+        def fit(self, x, batch_size, epochs, verbose, callbacks):
             [callback] = callbacks
-            callback.on_train_batch_end(0)
-            callback.on_train_batch_end(1)
+            for step in range(2 * epochs):
+                callback.on_train_batch_end(step)
 
-    clock = iter([10.0, 11.0, 12.0, 17.0])
+    waits, clock = [], iter([10.0, 11.0, 12.0, 17.0, 20.0, 21.0, 22.0, 23.0, 24.0, 24.5])
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
-    assert training.trainer(Model(), None, 128, whole)() == seconds
+    assert training.trainer(Model(), None, 128, waits=waits)() == 2
+    assert training.trainer(Model(), None, 128, epochs=2, waits=waits)() == 2
+    assert waits == [5, 0.5]
+
+
+def test_what_comes_by_chance_has_no_ratio(monkeypatch):
+    def pair(*args, waits, n, **kwargs):
+        for values, wait in zip(waits, ([9.0, 0.1, 0.2], [9.0, 0.1, 0.9]), strict=True):
+            values.extend(wait)
+        return ([60.0, 30.0], [60.0, 30.0]), ""  # seconds of 60,000 digits, and there are 256
+
+    monkeypatch.setattr(training, "pair", pair)
+    row = base.ROWS["conv-wait"]()
+    check_row(row)
+    assert (row["ours"], row["theirs"], row["ratio"], row["met"]) == (0.2, 0.9, None, None)
+    assert row["note"].endswith("ours 0.33 0.36; Keras' 0.36 1.03")
 
 
 def test_pair_that_takes_fewer_steps_is_refused(monkeypatch):
     full = training.trainer
 
-    def half(model, x, *rest):
-        return full(model, x[: len(x) // 2] if hasattr(model, "encoder") else x, *rest)
+    def half(model, x, batch_size, **kwargs):
+        return full(model, x[: len(x) // 2] if hasattr(model, "encoder") else x, batch_size, **kwargs)
 
     monkeypatch.setattr(training, "trainer", half)
     with pytest.raises(AssertionError, match="steps"):
