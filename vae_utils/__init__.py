@@ -1,27 +1,41 @@
 """The small module under "Variational autoencoders, every equation executed".
 
-Read it in this order: `distributions`, `layers`, `models`, `evaluation`; `data` and `plotting` stand beside them.
-Every loss and log-probability is in nats, and `log` is the natural logarithm.
+Read it in this order: `distributions`, `layers`, `likelihoods`, `models`, `architectures`, `evaluation`; `training`,
+`datasets` and `plotting` stand beside them. Every loss and log-probability is in nats, and `log` is the natural
+logarithm.
 """
 
 import importlib
-import os
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = "0.1.0"
+_HOME = {
+    "VAE": "models",
+    "dense_vae": "architectures",
+    "conv_vae": "architectures",
+    "load_pretrained": "architectures",
+    "Sampling": "layers",
+    "load_mnist": "datasets",
+}
+_MODULES = (
+    *("architectures", "datasets", "distributions", "evaluation", "layers"),
+    *("likelihoods", "models", "plotting", "training"),
+)
+__all__ = [*_HOME, *_MODULES]
 
-#: True when the environment variable VAE_UTILS_QUICK is set: notebooks then train less, to run in a minute.
-QUICK = os.environ.get("VAE_UTILS_QUICK", "") not in ("", "0")
-
-_MODULES = ("data", "distributions", "evaluation", "layers", "models", "plotting")
-__all__ = ["QUICK", *_MODULES]
+try:
+    __version__ = version("vae-utils")
+except PackageNotFoundError:  # a copy that nobody installed
+    __version__ = "unknown"
 
 
 def __getattr__(name):
-    # Modules load on first use, so that `import vae_utils` does not wait for Matplotlib.
+    # Modules load on first use, so that `import vae_utils` waits neither for Keras nor for Matplotlib.
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_MODULES])
+    return sorted([*globals(), *__all__])

@@ -1,8 +1,8 @@
 """Log-densities and divergences, one value per example, in nats."""
 
-import keras
-import numpy as np
 from keras import ops
+
+from vae_utils._validation import to_latent_tensors, to_tensors
 
 
 def gaussian_log_prob(z, mean, log_var):
@@ -21,7 +21,7 @@ def gaussian_log_prob(z, mean, log_var):
     Raises:
         ValueError: If the last axes differ or the shapes do not broadcast.
     """
-    z, mean, log_var = _tensors(z=z, mean=mean, log_var=log_var)
+    z, mean, log_var = to_latent_tensors(z=z, mean=mean, log_var=log_var)
     log_two_pi = 1.8378770664093453
     return -0.5 * ops.sum(log_two_pi + log_var + (z - mean) ** 2 * ops.exp(-log_var), axis=-1)
 
@@ -45,7 +45,7 @@ def gaussian_kl(z_mean, z_log_var):
 
     Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, appendix B; derived in chapter 02.
     """
-    z_mean, z_log_var = _tensors(z_mean=z_mean, z_log_var=z_log_var)
+    z_mean, z_log_var = to_latent_tensors(z_mean=z_mean, z_log_var=z_log_var)
     # expm1(a) − a rather than exp(a) − 1 − a: in float32 the latter loses its digits near a = 0.
     return 0.5 * ops.sum(z_mean**2 + ops.expm1(z_log_var) - z_log_var, axis=-1)
 
@@ -77,28 +77,3 @@ def bernoulli_log_prob(x, logits):
         )
     # x log p + (1 − x) log(1 − p) = x · logits − softplus(logits)
     return ops.sum(x * logits - ops.softplus(logits), axis=tuple(range(1, len(x.shape))))
-
-
-def to_tensors(**named):
-    """Convert to tensors of the widest floating-point type among them; raise unless their shapes broadcast."""
-    try:
-        tensors = [ops.convert_to_tensor(value) for value in named.values()]
-        dtype = keras.backend.result_type(float, *[tensor.dtype for tensor in tensors])
-        if "complex" in dtype:
-            raise ValueError(f"dtype {dtype}")
-        # A size that is not known yet counts as 1, which fits everything.
-        np.broadcast_shapes(*[[1 if size is None else size for size in tensor.shape] for tensor in tensors])
-    except (TypeError, ValueError) as error:
-        names = ", ".join(f"`{name}`" for name in named)
-        raise ValueError(f"{names} must be real and must have shapes that broadcast. Received: {error}") from error
-    return [ops.cast(tensor, dtype) for tensor in tensors]
-
-
-def _tensors(**named):
-    """Convert to tensors; raise if their last axes cannot belong together."""
-    tensors = to_tensors(**named)
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if any(not shape or shape[-1] != shapes[0][-1] for shape in shapes):
-        received = ", ".join(f"{name}.shape={shape}" for name, shape in zip(named, shapes, strict=True))
-        raise ValueError(f"The arguments must have the same last axis, the latent dimensions. Received: {received}")
-    return tensors

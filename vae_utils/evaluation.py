@@ -4,10 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from vae_utils.data import check_pixels, check_sizes
+from vae_utils._validation import check_pixels, check_sizes
 from vae_utils.distributions import gaussian_kl, gaussian_log_prob
 from vae_utils.layers import reparameterize
-from vae_utils.models import VAE
+from vae_utils.training import compiled, row_slices
 
 _ROWS = 1_000  # decoded at a time, which bounds the memory whatever the number of samples
 
@@ -19,7 +19,7 @@ def elbo(vae, x, num_samples=1, seed=0):
 
     Args:
         vae: `VAE`.
-        x: Images in [0, 1], shape `(n, …)`.
+        x: Images, shape `(n, …)`, or `[images, condition]`.
         num_samples: Draws of z per image.
         seed: Integer; the same seed gives the same noise.
 
@@ -33,8 +33,8 @@ def elbo(vae, x, num_samples=1, seed=0):
     Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, eq. 7; derived in chapter 02.
     """
 
-    def term(x, z_mean, z_log_var, z):
-        return vae.log_prob(x, vae.decoder(z)) - gaussian_kl(z_mean, z_log_var)
+    def term(log_prob, z_mean, z_log_var, z):
+        return log_prob - gaussian_kl(z_mean, z_log_var)
 
     return _accumulate(np.add, term, vae, x, num_samples, seed) / num_samples
 
@@ -46,7 +46,7 @@ def log_likelihood(vae, x, num_samples=100, seed=0):
 
     Args:
         vae: `VAE`.
-        x: Images in [0, 1], shape `(n, …)`.
+        x: Images, shape `(n, …)`, or `[images, condition]`.
         num_samples: K, draws of z per image.
         seed: Integer; the same seed gives the same noise.
 
@@ -59,9 +59,9 @@ def log_likelihood(vae, x, num_samples=100, seed=0):
     Source: Burda, Grosse & Salakhutdinov (2016), https://arxiv.org/abs/1509.00519, eq. 8.
     """
 
-    def term(x, z_mean, z_log_var, z):
+    def term(log_prob, z_mean, z_log_var, z):
         log_prior = gaussian_log_prob(z, ops.zeros_like(z), ops.zeros_like(z))
-        return vae.log_prob(x, vae.decoder(z)) + log_prior - gaussian_log_prob(z, z_mean, z_log_var)
+        return log_prob + log_prior - gaussian_log_prob(z, z_mean, z_log_var)
 
     return _accumulate(np.logaddexp, term, vae, x, num_samples, seed) - np.log(num_samples)
 
@@ -74,8 +74,8 @@ def grid_log_likelihood(vae, x, points=500, limit=5.0):
     double `points` to see it.
 
     Args:
-        vae: `VAE` with two latent dimensions and the Bernoulli likelihood.
-        x: Images in [0, 1], shape `(n, …)`.
+        vae: `VAE` with two latent dimensions.
+        x: Images, shape `(n, …)`, or `[images, condition]`. With a condition each image has a grid of its own.
         points: Cells along each axis.
         limit: Half the grid's side; the prior has about 1e-6 of its mass outside ±5.
 
@@ -85,27 +85,28 @@ def grid_log_likelihood(vae, x, points=500, limit=5.0):
     Raises:
         ValueError: If the model has not two latent dimensions, the images do not fit it, or there is no such grid.
     """
-    if type(vae).log_prob is not VAE.log_prob:
-        raise ValueError("The grid is for the Bernoulli likelihood. Received: a VAE with another `log_prob`")
     if vae.latent_dim != 2:
         raise ValueError(f"The grid is for 2 latent dimensions. Received: {vae.latent_dim}")
     check_sizes(points=points)
     if not 0 < limit < np.inf:
         raise ValueError(f"`limit` must be positive and finite. Received: {limit}")
-    pixels = _images(vae, x).reshape(len(x), -1)
+    images, *condition = _arrays(vae, x)
     step = 2 * limit / points
     axis = -limit + step * (np.arange(points) + 0.5)
     z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype("float32")
-    total = np.full(len(pixels), -np.inf)
-    for rows in _slices(len(z)):
-        logits = ops.reshape(vae.decoder(z[rows]), (-1, pixels.shape[1]))
-        # log p(x | z) is linear in x: one matrix product gives it for every image and every grid point.
-        offset = gaussian_log_prob(z[rows], np.zeros(2, "float32"), np.zeros(2, "float32"))
-        offset -= ops.sum(ops.softplus(logits), axis=1)
-        log_joint = ops.convert_to_numpy(ops.matmul(pixels, ops.transpose(logits)) + offset)
-        peak = log_joint.max(axis=1, keepdims=True)
-        block = np.log(np.exp(log_joint - peak).sum(axis=1, dtype="float64")) + peak[:, 0]
-        total = np.logaddexp(total, block)
+    log_prior = ops.convert_to_numpy(gaussian_log_prob(z, np.zeros_like(z), np.zeros_like(z)))
+    # Images that share a grid are done together.
+    groups = [slice(i, i + 1) for i in range(len(images))] if condition else [slice(None)]
+    total = np.full(len(images), -np.inf)
+    for group in groups:
+        for rows in row_slices(len(z), _ROWS):
+            given = [ops.convert_to_tensor(np.repeat(part[group], len(z[rows]), axis=0)) for part in condition]
+            parameters = _decode(vae, ops.convert_to_tensor(z[rows]), given)
+            log_joint = vae.likelihood.pairwise_log_prob(ops.convert_to_tensor(images[group]), parameters)
+            log_joint = ops.convert_to_numpy(log_joint) + log_prior[rows]
+            peak = log_joint.max(axis=1, keepdims=True)
+            block = np.log(np.exp(log_joint - peak).sum(axis=1, dtype="float64")) + peak[:, 0]
+            total[group] = np.logaddexp(total[group], block)
     return total + 2 * np.log(step)
 
 
@@ -133,39 +134,38 @@ def reconstruction_floor(x):
 
 
 def _accumulate(add, term, vae, x, num_samples, seed):
-    """Combine `term(x, z_mean, z_log_var, z)` over `num_samples` draws of z, by NumPy's ufunc `add`; shape `(n,)`."""
+    """Combine `term(log p(x | z), z_mean, z_log_var, z)` over `num_samples` draws of z, by NumPy's ufunc `add`."""
     check_sizes(num_samples=num_samples)
-    x = _images(vae, x)
-    # 16 bits, if the model computes in them, are too few for the log-densities.
-    z_mean, z_log_var = (part.astype(np.promote_types(part.dtype, "float32")) for part in vae.encode(x))
+    images, *condition = _arrays(vae, x)
+    arrays = [images, *vae.encode([images, *condition] if condition else images), *condition]
     generator = keras.random.SeedGenerator(seed)
 
-    def draw(x, z_mean, z_log_var):
-        z = reparameterize(z_mean, z_log_var, keras.random.normal(ops.shape(z_mean), seed=generator))
-        return term(x, z_mean, z_log_var, z)
+    def draw(images, z_mean, z_log_var, *condition):
+        epsilon = keras.random.normal(ops.shape(z_mean), dtype=z_mean.dtype, seed=generator)
+        z = reparameterize(z_mean, z_log_var, epsilon)
+        return term(vae.likelihood.log_prob(images, _decode(vae, z, condition)), z_mean, z_log_var, z)
 
-    if len(x) * num_samples >= 10 * _ROWS and keras.backend.backend() == "tensorflow":  # below, compiling costs more
-        import tensorflow as tf
-
-        given = [tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in (x, z_mean, z_log_var)]
-        draw = tf.function(draw, autograph=False).get_concrete_function(*given)
-    total = np.full(len(x), add.identity, "float64")
-    for rows in _slices(len(x)):
-        n = len(x[rows])
-        for draws in _slices(num_samples, _ROWS // n):
+    n = len(images)
+    if n * num_samples >= 10 * _ROWS and keras.backend.backend() == "tensorflow":  # below, compiling costs more
+        draw = compiled(draw, arrays)
+    total = np.full(n, add.identity, "float64")
+    for rows in row_slices(n, _ROWS):
+        length = len(images[rows])
+        for draws in row_slices(num_samples, _ROWS // length):
             repeats = len(range(num_samples)[draws])
-            given = [np.concatenate([array[rows]] * repeats) for array in (x, z_mean, z_log_var)]
-            values = ops.convert_to_numpy(draw(*map(ops.convert_to_tensor, given))).reshape(repeats, n)
+            given = [ops.convert_to_tensor(np.concatenate([array[rows]] * repeats)) for array in arrays]
+            values = ops.convert_to_numpy(draw(*given)).reshape(repeats, length)
             total[rows] = add(total[rows], add.reduce(values, axis=0, dtype="float64"))
     return total
 
 
-def _images(vae, x):
-    vae.check_images(x)
-    if not hasattr(x, "__array__"):
-        raise ValueError(f"`x` must be an array of images. Received: {type(x).__name__}")
-    return np.asarray(x, "float32")
+def _decode(vae, z, condition):
+    """The likelihood's parameters, in its own width: 16 bits, if the model has them, are too few for log-densities."""
+    return ops.cast(vae.decoder([z, *condition] if condition else z, training=False), vae.likelihood.compute_dtype)
 
 
-def _slices(n, size=_ROWS):
-    return [slice(start, start + size) for start in range(0, n, size)]
+def _arrays(vae, x):
+    """Images, and the condition if there is one, as a list of arrays; the images in the likelihood's width."""
+    x = vae.check_images(x)
+    images, *condition = (np.asarray(part) for part in (x if vae.condition_shapes else [x]))
+    return [images.astype(vae.likelihood.compute_dtype), *condition]

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from vae_utils.distributions import to_tensors
+from vae_utils._replicas import draw_rows
+from vae_utils._validation import to_tensors
 
 
 def reparameterize(z_mean, z_log_var, epsilon):
@@ -60,8 +61,12 @@ class Sampling(keras.layers.Layer):
                 "`z_mean` and `z_log_var` must have the same shape. "
                 f"Received: z_mean.shape={z_mean.shape}, z_log_var.shape={z_log_var.shape}"
             )
-        epsilon = keras.random.normal(ops.shape(z_mean), dtype=z_mean.dtype, seed=self.seed_generator)
-        return reparameterize(z_mean, z_log_var, epsilon)
+
+        def draw(rows):
+            shape = (rows, *ops.shape(z_mean)[1:])
+            return keras.random.normal(shape, dtype=z_mean.dtype, seed=self.seed_generator)
+
+        return reparameterize(z_mean, z_log_var, draw_rows(draw, ops.shape(z_mean)[0]))
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]

@@ -1,27 +1,27 @@
-"""The variational autoencoder as a Keras model, and the two architectures of the series."""
+"""The variational autoencoder as a Keras model."""
 
 import contextlib
 import functools
-import hashlib
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
-from vae_utils.data import as_numbers, batches, check_pixels, check_sizes
-from vae_utils.distributions import bernoulli_log_prob, gaussian_kl
-from vae_utils.layers import Sampling
+from vae_utils import likelihoods, training
+from vae_utils._inference import Inference
+from vae_utils._replicas import mean_over_batch, share_of
+from vae_utils._validation import check_images, check_latent, check_parts_match, check_sizes, expand_condition
+from vae_utils.distributions import gaussian_kl
 
 
 @keras.saving.register_keras_serializable("vae_utils")
 class VAE(keras.Model):
-    """A variational autoencoder that Keras can fit, evaluate, predict with, save and load.
+    """A variational autoencoder that Keras can fit, evaluate, predict with, save, load and export.
 
     The loss is −ELBO, with the KL divergence weighted by β, in nats per image: summed over pixels and latent
-    dimensions, averaged over the batch. `reconstruction_loss` and `kl_loss` are its two terms, before weighting.
+    dimensions, averaged over the batch. `reconstruction_loss` and `kl_loss` are its two terms, before weighting. What
+    layers add to `losses`, penalties on weights say, is added to it.
 
     ```python
     vae = conv_vae()
@@ -31,74 +31,107 @@ class VAE(keras.Model):
 
     `evaluate` draws the same noise every time (for the same `batch_size`), so that two of its values differ only by
     what the model has learned. Called on images, the model returns what the loss needs: a dictionary of `z_mean`,
-    `z_log_var` and `logits`.
+    `z_log_var` and `parameters`, those of the likelihood.
+
+    Wherever images go in, in arrays or in data sets, they may be of any float type, and are checked: an image that the
+    likelihood does not take raises a `ValueError`. A model with a condition takes `[images, condition]` in their
+    place. Targets in a data set, labels say, are not used.
 
     Args:
         encoder: Keras model from images `(batch, …)` to `[z_mean, z_log_var, z]`, each `(batch, latent_dim)`.
-        decoder: Keras model from `z` to logits of the images' shape.
+        decoder: Keras model from `z` to the likelihood's parameters: the images' shape, its last axis
+            `likelihood.parameters_per_pixel` times as long.
+        likelihood: `Likelihood`, or the name of one: `"bernoulli"`, whose parameters are logits,
+            `"continuous_bernoulli"`, `"gaussian"`, `"discretized_logistic"`.
         beta: Weight β of the KL divergence, 1 for the ELBO. Assigning to `vae.beta` takes effect at once, also in
             the midst of training.
         **kwargs: `keras.Model`'s arguments.
 
+    For a condition (labels, or numbers) encoder and decoder have it as a second input, of the same shape.
+
     Raises:
-        ValueError: If the encoder's outputs, the decoder's input and the images' shape do not fit, or β is negative.
+        ValueError: If encoder, decoder, likelihood and the images' shape do not fit, or β is negative.
 
     Source: Kingma & Welling (2014), https://arxiv.org/abs/1312.6114; β: Higgins et al. (2017),
-    https://openreview.net/forum?id=Sy2fzU9gl. The loss is derived in chapter 02.
+    https://openreview.net/forum?id=Sy2fzU9gl; condition: Sohn et al. (2015). The loss is derived in chapter 02.
     """
 
-    def __init__(self, encoder, decoder, beta=1.0, **kwargs):
+    def __init__(self, encoder, decoder, likelihood="bernoulli", beta=1.0, **kwargs):
         super().__init__(**kwargs)
-        _check_parts_match(encoder, decoder)
-        self.encoder = encoder
-        self.decoder = decoder
-        self.image_shape = tuple(encoder.input_shape[1:])
-        self.latent_dim = decoder.input_shape[-1]
         # A variable, so that a compiled training step reads β anew; out of Keras' sight, or it would be
         # counted among the model's parameters.
-        self._beta = SimpleNamespace(variable=keras.Variable(0.0, trainable=False, name="beta"))
+        self._beta = SimpleNamespace(variable=keras.Variable(0.0, trainable=False, dtype="float32", name="beta"))
         self.beta = beta
+        self.likelihood = likelihoods.get(likelihood)
+        check_parts_match(encoder, decoder, self.likelihood)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.image_shape, *self.condition_shapes = (tuple(tensor.shape[1:]) for tensor in encoder.inputs)
+        self.latent_dim = decoder.inputs[0].shape[-1]
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self.kl_tracker = keras.metrics.Mean(name="kl_loss")
         self.build(encoder.input_shape)
+        self._inference = Inference(encoder, decoder, self.likelihood)
+        self.uses_targets = False
 
     @property
     def beta(self):
-        return float(self._beta.variable)
+        return float(self._beta.variable.numpy())
 
     @beta.setter
     def beta(self, value):
-        if not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < 3e38:
-            raise ValueError(f"`beta` must be a number, finite and not negative. Received: {value!r}")
         self._beta.variable.assign(value)
 
+    def __setattr__(self, name, value):
+        # Here, since Keras would take a variable for a new part of the model before the setter sees it.
+        if name == "beta" and not (isinstance(value, (int, float, np.integer, np.floating)) and 0 <= value < 3e38):
+            raise ValueError(f"`beta` must be a number, finite and not negative. Received: {value!r}")
+        super().__setattr__(name, value)
+
     @property
-    def non_trainable_variables(self):  # JAX's compiled step takes these as arguments, and all else as constants
-        return [*super().non_trainable_variables, self._beta.variable]
+    def variables(self):  # JAX's compiled step takes these as arguments, and all else as constants
+        return [*super().variables, self._beta.variable]
+
+    def build(self, input_shape):
+        """Nothing is left to build: the parts are."""
 
     def call(self, x, training=None):
         z_mean, z_log_var, z = self.encoder(x, training=training)
-        logits = self.decoder(z, training=training)
-        return {"z_mean": z_mean, "z_log_var": z_log_var, "logits": logits}
+        parameters = self.decoder(self._beside(z, x), training=training)
+        return {"z_mean": z_mean, "z_log_var": z_log_var, "parameters": parameters}
 
-    def log_prob(self, x, logits):
-        """Log-likelihood log p(x | z), one value per image; for another likelihood, override it and `mean`."""
-        return bernoulli_log_prob(x, logits)
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, **kwargs):
+        """`keras.Model.compile`, without a `loss`: the model has its own."""
+        if loss is not None or loss_weights is not None:
+            raise ValueError(
+                "A VAE's loss is −ELBO, made of its likelihood and the KL divergence: leave out `loss` and "
+                "`loss_weights`. For another reconstruction loss, build the VAE with `likelihood=`; to weigh the KL "
+                f"divergence, with `beta=`. Received: loss={loss!r}, loss_weights={loss_weights!r}"
+            )
+        super().compile(optimizer, **kwargs)
+        self.uses_targets = any(kwargs.get(name) is not None for name in ("metrics", "weighted_metrics"))
 
-    def mean(self, logits):
-        """Mean image of p(x | z), which `predict`, `decode` and `sample` return."""
-        return ops.sigmoid(logits)
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """−ELBO averaged over the batch; `y` is ignored, since the images are their own target."""
-        reconstruction_loss = -self.log_prob(x, y_pred["logits"])
-        kl_loss = gaussian_kl(y_pred["z_mean"], y_pred["z_log_var"])
+        dtype = self.likelihood.compute_dtype
+        given = (
+            x[0] if self.condition_shapes else x,
+            *(y_pred[name] for name in ("z_mean", "z_log_var", "parameters")),
+        )
+        x, z_mean, z_log_var, parameters = (ops.cast(part, dtype) for part in given)
+        reconstruction_loss = -self.likelihood.log_prob(x, parameters)
+        kl_loss = gaussian_kl(z_mean, z_log_var)
         if sample_weight is not None:
-            weights = ops.reshape(ops.cast(sample_weight, kl_loss.dtype), (-1,))
+            weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
             reconstruction_loss, kl_loss = weights * reconstruction_loss, weights * kl_loss
         self.reconstruction_tracker.update_state(reconstruction_loss)
         self.kl_tracker.update_state(kl_loss)
-        return ops.mean(reconstruction_loss + self._beta.variable * kl_loss) + sum(self.losses)
+        beta = ops.cast(self._beta.variable, dtype)
+        return mean_over_batch(reconstruction_loss + beta * kl_loss) + share_of(sum(self.losses))
 
     def fit(
         self,
@@ -111,151 +144,172 @@ class VAE(keras.Model):
         validation_split=0.0,
         validation_data=None,
         shuffle=True,
+        class_weight=None,
+        sample_weight=None,
         **kwargs,
     ):
         """Train as `keras.Model.fit` does, and stop with a `FloatingPointError` when it diverges."""
-        self.check_images(x)
-        if validation_data is not None:
-            self.check_images(_first(validation_data))
-        check_sizes(batch_size=1 if batch_size is None else batch_size, epochs=epochs)
+        check_sizes(batch_size=32 if batch_size is None else batch_size, epochs=epochs)
         if not 0 <= validation_split < 1:
             raise ValueError(f"`validation_split` must lie in [0, 1). Received: {validation_split}")
-        y = _check_weights(x, y, **kwargs)
-        callbacks = [_StopAtDivergence(), *keras.tree.flatten(callbacks or [])]
-        others = {"class_weight", "steps_per_epoch", "validation_steps"} & kwargs.keys()
-        if y is None and not validation_split and not others and shuffle != "batch":
-            validation_data = _in_batches(validation_data, kwargs.get("validation_batch_size") or batch_size)
-            given, x = x, _in_batches(x, batch_size, shuffle)
-            shuffle = shuffle and x is given
-        replicas = getattr(getattr(self, "distribute_strategy", None), "num_replicas_in_sync", 0)  # on TensorFlow only
-        if self.compiled and replicas == 1:  # nothing to reduce, and TensorFlow would keep the compiled step for good:
-            self.optimizer._all_reduce_sum_gradients = list  # https://github.com/tensorflow/tensorflow/issues/61791
-        arguments = (x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle)
-        try:
-            return super().fit(*arguments, **kwargs)
-        finally:
-            self._initial_epoch = None  # `BackupAndRestore` leaves it, and the next `fit` would skip that many epochs
+        gate = training.Gate(self, uses_targets=self.uses_targets or class_weight is not None)
+        split_or_cut = validation_split or shuffle == "batch" or kwargs.get("steps_per_epoch")
+        given, data = x, gate.admit(x, y, sample_weight, batch_size, shuffle, as_arrays=split_or_cut)
+        if validation_data is not None:
+            size, steps = (kwargs.get(f"validation_{name}") for name in ("batch_size", "steps"))
+            validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
+            validation_data = gate.admit(*validation_data, size or batch_size, as_arrays=steps)
+        (x, y, sample_weight), is_made = data, training.is_data_set(data[0]) and not training.is_data_set(given)
+        callbacks = [training.StopAtDivergence(), *keras.tree.flatten(callbacks or [])]
+        arguments = (x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data)
+        with training.workarounds(self), gate.own_errors():
+            return super().fit(*arguments, shuffle and not is_made, class_weight, sample_weight, **kwargs)
 
-    def evaluate(self, x=None, y=None, batch_size=None, *args, **kwargs):
-        self.check_images(x)
-        check_sizes(batch_size=1 if batch_size is None else batch_size)
-        y = _check_weights(x, y, **kwargs)
-        if y is None and not kwargs.get("steps"):
-            x = _in_batches(x, batch_size)
-        with self._same_noise():
-            return super().evaluate(x, y, batch_size, *args, **kwargs)
+    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, steps=None, **kwargs):
+        """`keras.Model.evaluate`, with the same noise every time."""
+        check_sizes(batch_size=32 if batch_size is None else batch_size)
+        gate = training.Gate(self, self.uses_targets)
+        x, y, sample_weight = gate.admit(x, y, sample_weight, batch_size, as_arrays=steps)
+        with self._same_noise(), training.workarounds(self), gate.own_errors():
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, **kwargs)
 
     def predict(self, x, batch_size=None, *args, **kwargs):
-        """Reconstruct images: probabilities of the images' shape, decoded from `z_mean`.
+        """Reconstruct images: means of p(x | z) at `z_mean`.
 
         Takes `keras.Model.predict`'s arguments.
         """
-        self.check_images(x)
-        check_sizes(batch_size=1 if batch_size is None else batch_size)
-        return self._reconstructor.predict(_in_batches(x, batch_size), batch_size, *args, **kwargs)
+        check_sizes(batch_size=32 if batch_size is None else batch_size)
+        gate = training.Gate(self)
+        x, _, _ = gate.admit(x, batch_size=batch_size)
+        with gate.own_errors():
+            return self._inference.reconstruct.predict(x, batch_size, *args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """`keras.Model.train_on_batch`, for images that the model takes."""
+        gate = training.Gate(self, self.uses_targets or kwargs.get("class_weight") is not None)
+        return super().train_on_batch(*gate.admit(x, y, sample_weight, as_arrays=True), **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """`keras.Model.test_on_batch`, for images that the model takes."""
+        gate = training.Gate(self, self.uses_targets)
+        return super().test_on_batch(*gate.admit(x, y, sample_weight, as_arrays=True), **kwargs)
 
     def predict_on_batch(self, x):
         """`predict` for one batch."""
         self.check_images(x)
-        return self._reconstructor.predict_on_batch(x)
+        return self._inference.reconstruct.predict_on_batch(x)
 
     def encode(self, x, batch_size=1_000):
         """Encode images.
 
         Args:
-            x: Images in [0, 1], or a data set of batches of them.
+            x: Images, `[images, condition]`, or a data set of batches of them.
             batch_size: Images encoded at a time.
 
         Returns:
             `(z_mean, z_log_var)`, arrays of shape `(n, latent_dim)`.
 
         Raises:
-            ValueError: If images have another shape or leave [0, 1].
+            ValueError: If images have another shape or values that the likelihood does not take.
         """
-        self.check_images(x)
         check_sizes(batch_size=batch_size)
         outputs = []
-        for batch in _parts(x, batch_size) if hasattr(x, "__array__") else map(_first, x):
-            self.check_images(batch)
-            outputs.append([ops.convert_to_numpy(output) for output in self.encoder(batch, training=False)[:2]])
+        for batch in map(_inputs, x) if training.is_data_set(x) else _rows(self.check_images(x), batch_size):
+            found = self._inference.encode(self.check_images(batch), training=False)
+            outputs.append([self._to_numpy(part) for part in found])
         if not outputs:
             raise ValueError("`x` holds no batch of images.")
         return tuple(map(np.concatenate, zip(*outputs, strict=True)))
 
-    def decode(self, z, batch_size=250):
+    def decode(self, z, condition=None, batch_size=250):
         """Decode latent points.
 
         Args:
             z: Points, shape `(n, latent_dim)`.
+            condition: For a model with a condition, that of each point, or one for all.
             batch_size: Points decoded at a time.
 
         Returns:
-            Probabilities, shape `(n, …)`: the mean image of p(x | z) for each point.
+            Mean images of p(x | z), shape `(n, …)`; for a Bernoulli likelihood these are probabilities.
 
         Raises:
-            ValueError: If `z` has another shape or holds values that are not finite.
+            ValueError: If `z` or the condition has another shape, or values that are not finite.
         """
-        check_sizes(batch_size=batch_size)
-        z = as_numbers(z, "z").astype("float32")
-        if z.ndim != 2 or z.shape[1] != self.latent_dim or len(z) == 0 or not np.isfinite(z).all():
-            raise ValueError(
-                f"`z` must hold finite values in the shape (n, {self.latent_dim}). Received: shape {z.shape}"
-            )
-        logits = [self.decoder(batch, training=False) for batch in _parts(z, batch_size)]
-        return np.concatenate([ops.convert_to_numpy(self.mean(batch)) for batch in logits])
+        return self._decode(z, condition, batch_size, self.likelihood.mean)
 
-    def sample(self, n, seed=None):
-        """Draw from the prior and decode: `n` mean images, as probabilities.
+    def sample(self, n, condition=None, seed=None, draw_pixels=False):
+        """Draw from the prior and decode: `n` images.
 
         Args:
             n: How many.
+            condition: For a model with a condition, that of each image, or one for all.
             seed: Optional integer; the same seed gives the same images.
+            draw_pixels: Draw the pixels, too, from p(x | z). By default an image is the mean of p(x | z).
 
         Returns:
-            Probabilities, shape `(n, …)`.
+            Images, shape `(n, …)`.
 
         Raises:
-            ValueError: If `n` is not a positive integer.
+            ValueError: If `n` is not a positive integer, or the condition does not fit.
         """
         check_sizes(n=n)
-        return self.decode(keras.random.normal((n, self.latent_dim), seed=seed))
+        if seed is not None:
+            seed = keras.random.SeedGenerator(seed)
+        z = ops.convert_to_numpy(keras.random.normal((n, self.latent_dim), dtype="float32", seed=seed))
+        to_images = functools.partial(self.likelihood.sample, seed=seed) if draw_pixels else self.likelihood.mean
+        return self._decode(z, condition, 250, to_images)
 
-    @functools.cached_property
-    def _reconstructor(self):
-        x = keras.Input(self.image_shape)
-        return keras.Model(x, self.mean(self.decoder(self.encoder(x)[0])))
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """Export for inference. Takes `keras.Model.export`'s arguments.
+
+        A SavedModel has three functions: `serve` reconstructs images, `encode` gives `[z_mean, z_log_var]`, `decode`
+        turns latent points into images. Other formats hold the reconstruction.
+        """
+        self._inference.export(filepath, format, **kwargs)
 
     def get_config(self):
         return {
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "decoder": keras.saving.serialize_keras_object(self.decoder),
+            "likelihood": keras.saving.serialize_keras_object(self.likelihood),
             "beta": self.beta,
         }
 
     @classmethod
     def from_config(cls, config):
-        parts = {part: keras.saving.deserialize_keras_object(config.pop(part)) for part in ("encoder", "decoder")}
-        return cls(**parts, **config)
+        parts = {"encoder", "decoder", "likelihood"} & config.keys()  # 0.1.0 saved no likelihood
+        return cls(**{part: keras.saving.deserialize_keras_object(config.pop(part)) for part in parts}, **config)
 
     def check_images(self, x):
-        """Raise `ValueError` if an array is not a batch of images for this model; let data sets pass."""
-        if not hasattr(x, "__array__"):
-            if isinstance(x, (list, tuple, dict, set, str, bytes)) or not hasattr(x, "__getitem__") | hasattr(
-                x, "__iter__"
-            ):
-                raise ValueError(f"Pass one array of images, or a data set. Received: a {type(x).__name__}")
-            return
-        x = as_numbers(x)
-        if x.shape[1:] != self.image_shape or x.size == 0:
-            expected = ", ".join(map(str, ("n", *self.image_shape)))
-            raise ValueError(f"Images must have the shape ({expected}), n ≥ 1. Received: {x.shape}")
-        check_pixels(x)
+        """Return `x` if it is a batch of images for this model, with the condition if it has one.
+
+        Raises:
+            ValueError: If the shape is another one, or there are values that the likelihood does not take.
+        """
+        check_images(x, self.image_shape, self.condition_shapes, self.likelihood)
+        return x
+
+    def _decode(self, z, condition, batch_size, to_images):
+        check_sizes(batch_size=batch_size)
+        z = check_latent(z, self.latent_dim)
+        if self.condition_shapes or condition is not None:
+            z = [z, expand_condition(condition, self.condition_shapes, len(z))]
+        decoded = (self.decoder(batch, training=False) for batch in _rows(z, batch_size))
+        dtype = self.likelihood.compute_dtype
+        return np.concatenate([self._to_numpy(to_images(ops.cast(part, dtype))) for part in decoded])
+
+    def _to_numpy(self, tensor):
+        return ops.convert_to_numpy(ops.cast(tensor, self.likelihood.compute_dtype))
+
+    def _beside(self, z, x):
+        return [z, *x[1:]] if self.condition_shapes else z
 
     @contextlib.contextmanager
     def _same_noise(self):
-        states = [generator.state for layer in self._flatten_layers() for generator in layer._seed_generators]
-        kept = [ops.convert_to_numpy(state) for state in states]
+        weights = {id(weight) for weight in self.weights}
+        states = [state for state in super().variables if id(state) not in weights]
+        kept = [state.numpy() for state in states]
         for k, state in enumerate(states):
             state.assign(np.array([0, k + 1], "uint32"))
         try:
@@ -265,179 +319,11 @@ class VAE(keras.Model):
                 state.assign(value)
 
 
-def dense_vae(image_shape=(28, 28, 1), hidden=(256,), latent_dim=2):
-    """Build the dense VAE: by default 784–256–2–256–784, with 404,244 parameters.
-
-    Args:
-        image_shape: Shape of one image.
-        hidden: Units of the encoder's hidden layers; the decoder has them in reverse.
-        latent_dim: Number of latent dimensions.
-
-    Returns:
-        `VAE`, not yet compiled.
-
-    Raises:
-        ValueError: If a size is not positive.
-
-    Source: the Keras blog's "Building Autoencoders in Keras" (2016), with He initialization in the ReLU layers.
-    """
-    _check_lists(image_shape=image_shape, hidden=hidden)
-    check_sizes(latent_dim=latent_dim)
-    x = inputs = keras.Input(image_shape)
-    x = layers.Flatten()(x)
-    for units in hidden:
-        x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
-    encoder = _encoder(inputs, x, latent_dim)
-
-    x = inputs = keras.Input((int(latent_dim),))
-    for units in reversed(hidden):
-        x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
-    x = layers.Dense(int(np.prod(image_shape)))(x)
-    x = layers.Reshape(image_shape, name="logits")(x)
-    return VAE(encoder, keras.Model(inputs, x, name="decoder"))
+def _rows(x, size):
+    """Yield `x`, an array or a list of them, so many rows at a time."""
+    for rows in training.row_slices(len(keras.tree.flatten(x)[0]), size):
+        yield keras.tree.map_structure(lambda part: part[rows], x)  # noqa: B023 - called at once
 
 
-def conv_vae(image_shape=(28, 28, 1), filters=(32, 64), hidden=16, latent_dim=2):
-    """Build the convolutional VAE: by default keras.io's, 69,076 + 65,089 = 134,165 parameters.
-
-    Each entry of `filters` is a 3×3 convolution with stride 2 in the encoder and its transpose in the decoder.
-
-    Args:
-        image_shape: Shape of one image; height and width must be divisible by 2 to the number of filters.
-        filters: Channels of the encoder's convolutions; the decoder has them in reverse.
-        hidden: Units of the encoder's dense layer.
-        latent_dim: Number of latent dimensions.
-
-    Returns:
-        `VAE`, not yet compiled.
-
-    Raises:
-        ValueError: If a size is not positive, or height or width cannot be halved so often.
-
-    Source: Chollet (2020), https://keras.io/examples/generative/vae/, with He initialization in the ReLU layers.
-    """
-    _check_lists(image_shape=image_shape, filters=filters)
-    check_sizes(hidden=hidden, latent_dim=latent_dim)
-    if len(image_shape) != 3:
-        raise ValueError(f"`image_shape` must be (height, width, channels). Received: {image_shape}")
-    height, width, channels = image_shape
-    factor = 2 ** len(filters)
-    if height % factor or width % factor:
-        raise ValueError(
-            f"With {len(filters)} strided convolutions, height and width must be divisible by {factor}. "
-            f"Received: image_shape={image_shape}"
-        )
-    relu = {"activation": "relu", "kernel_initializer": "he_normal"}
-    convolution = {"kernel_size": 3, "strides": 2, "padding": "same", **relu}
-    x = inputs = keras.Input(image_shape)
-    for channels_out in filters:
-        x = layers.Conv2D(int(channels_out), **convolution)(x)
-    x = layers.Flatten()(x)
-    x = layers.Dense(int(hidden), **relu)(x)
-    encoder = _encoder(inputs, x, latent_dim)
-
-    smallest = (height // factor, width // factor, filters[-1] if filters else channels)
-    x = inputs = keras.Input((int(latent_dim),))
-    x = layers.Dense(int(np.prod(smallest)), **relu)(x)
-    x = layers.Reshape(smallest)(x)
-    for channels_out in reversed(filters):
-        x = layers.Conv2DTranspose(int(channels_out), **convolution)(x)
-    x = layers.Conv2DTranspose(int(channels), 3, padding="same", name="logits")(x)
-    return VAE(encoder, keras.Model(inputs, x, name="decoder"))
-
-
-def load_pretrained(name):
-    """Load a trained VAE that ships with the module.
-
-    Args:
-        name: `"dense-2d"`, `"dense-20d"` or `"conv-2d"`. `weights/manifest.json` says of each how it was trained and
-            the −ELBO it reaches on MNIST's test digits.
-
-    Returns:
-        `VAE`, not compiled.
-
-    Raises:
-        ValueError: If there is no such model, or its file is not the one in the manifest.
-    """
-    folder = Path(__file__).parent / "weights"
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    if name not in manifest:
-        raise ValueError(f"`name` must be one of {sorted(manifest)}. Received: {name!r}")
-    path = folder / f"{name}.weights.h5"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[name]["sha256"]:
-        raise ValueError(f"{path} is not the file in the manifest (its SHA-256 differs): install vae_utils again.")
-    [(builder, arguments)] = manifest[name]["model"].items()
-    vae = {"dense_vae": dense_vae, "conv_vae": conv_vae}[builder](**arguments)
-    vae.load_weights(path)
-    return vae
-
-
-def _parts(array, size):
-    return (array[start : start + size] for start in range(0, len(array), size))
-
-
-def _in_batches(x, batch_size, shuffle=False):
-    needed = keras.backend.backend() == "tensorflow" and hasattr(x, "__array__")
-    return batches(x, batch_size or 32, shuffle) if needed else x
-
-
-class _StopAtDivergence(keras.callbacks.Callback):
-    def on_epoch_end(self, epoch, logs=None):
-        bernoulli = type(self.model).log_prob is VAE.log_prob
-        # An untrained model needs log 2 nats a pixel; ten thousand times as many are no slow start.
-        limit = 1e4 * np.prod(self.model.image_shape) if bernoulli else np.inf
-        if not abs(logs["loss"]) < limit:  # also catches NaN, which compares false
-            raise FloatingPointError(
-                f"Training diverged: the loss of epoch {epoch + 1} is {logs['loss']:.3g}. Lower the learning rate, "
-                "look for NaN and values outside [0, 1] in the data, and start from a new model: this one is lost."
-            )
-        if logs["reconstruction_loss"] < 0 and bernoulli:
-            raise ValueError("The reconstruction loss is negative: the data set holds values outside [0, 1].")
-
-
-def _check_weights(x, y, sample_weight=None, **_):
-    """Check the examples' weights, and return a target: Keras drops the weights where there is none."""
-    if sample_weight is None or not hasattr(x, "__array__"):
-        return y
-    weights = as_numbers(sample_weight, "sample_weight")
-    if weights.shape not in ((len(x),), (len(x), 1)) or not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError(
-            f"`sample_weight` must hold {len(x)} finite values, 0 or more. Received: {weights.shape}, {weights}"
-        )
-    return x if y is None else y
-
-
-def _first(batch):
+def _inputs(batch):
     return batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-
-
-def _encoder(inputs, x, latent_dim):
-    z_mean = layers.Dense(int(latent_dim), name="z_mean")(x)
-    z_log_var = layers.Dense(int(latent_dim), name="z_log_var")(x)
-    z = Sampling(name="z")([z_mean, z_log_var])
-    return keras.Model(inputs, [z_mean, z_log_var, z], name="encoder")
-
-
-def _check_lists(**named):
-    for name, sizes in named.items():
-        if not isinstance(sizes, (list, tuple)):
-            raise ValueError(f"`{name}` must be a list or a tuple of positive integers. Received: {sizes!r}")
-        for size in sizes:
-            check_sizes(**{name: size})
-
-
-def _check_parts_match(encoder, decoder):
-    if not all(getattr(part, "outputs", None) for part in (encoder, decoder)):
-        raise ValueError(f"The encoder and the decoder must be built Keras models. Received: {encoder!r}, {decoder!r}")
-    outputs = [tuple(output.shape) for output in encoder.outputs]
-    latent = tuple(decoder.input_shape)
-    if outputs != [latent] * 3 or len(latent) != 2:
-        raise ValueError(
-            "The encoder must give [z_mean, z_log_var, z], each of the decoder's input shape (batch, latent_dim). "
-            f"Received: encoder outputs {outputs}, decoder input {latent}"
-        )
-    if tuple(encoder.input_shape) != tuple(decoder.output_shape):
-        raise ValueError(
-            "The decoder must give logits of the images' shape. "
-            f"Received: images {tuple(encoder.input_shape)}, decoder output {tuple(decoder.output_shape)}"
-        )

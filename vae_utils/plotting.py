@@ -4,19 +4,21 @@ from statistics import NormalDist
 
 import numpy as np
 
-from vae_utils.data import as_numbers, check_sizes
+from vae_utils._validation import as_numbers, check_sizes
 
 #: Ten colours for ten classes, told apart with every common colour vision: Petroff (2021), arXiv:2107.02270. Its second
 #: grey is black here, since small dots of the two greys look alike.
 CLASS_COLORS = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #1f2127 #92dadd".split())  # noqa: SIM905
 
 
-def plot_digits(images, columns=10, ax=None):
-    """Draw images in a grid, row by row, black on white.
+def plot_digits(images, columns=10, limits=(0, 1), ax=None):
+    """Draw images in a grid, row by row; grey ones black on white, others in their colours.
 
     Args:
-        images: Pixels in [0, 1], shape `(n, height, width)` or `(n, height, width, 1)`.
+        images: Pixels, shape `(n, height, width)`, or `(n, height, width, channels)` with 1 or 3 channels.
         columns: Images per row.
+        limits: The values that are drawn as paper and as full ink (in colour: as none and all of the light). `None`
+            takes the least and the greatest value.
         ax: Optional Axes.
 
     Returns:
@@ -25,11 +27,12 @@ def plot_digits(images, columns=10, ax=None):
     Raises:
         ValueError: If the images have another shape, hold NaN, or there are none, or there is no column.
     """
-    images = _as_images(images)
+    images = _as_images(images, limits)
     check_sizes(columns=columns)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    blank = np.zeros((rows * columns - len(images), *images.shape[1:]))
+    paper = 0 if images.ndim == 3 else 1
+    blank = np.full((rows * columns - len(images), *images.shape[1:]), paper)
     tiles = np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:])
     ax = _axes(ax, (0.65 * columns, 0.65 * rows))
     ax.imshow(_mosaic(tiles), cmap="gray_r", vmin=0, vmax=1)
@@ -41,8 +44,8 @@ def plot_reconstructions(vae, x, ax=None):
     """Draw images above their reconstructions.
 
     Args:
-        vae: `vae_utils.models.VAE`.
-        x: Images in [0, 1], shape `(n, height, width, 1)`.
+        vae: `VAE`.
+        x: Images, shape `(n, height, width, channels)`, or `[images, condition]`.
         ax: Optional Axes.
 
     Returns:
@@ -51,66 +54,67 @@ def plot_reconstructions(vae, x, ax=None):
     Raises:
         ValueError: If the images do not fit the model.
     """
-    vae.check_images(x)
-    x = as_numbers(x)
-    reconstructions = vae.decode(vae.encode(x)[0])
-    height = x.shape[1]
-    ax = plot_digits(np.concatenate([x, reconstructions]), columns=len(x), ax=ax)
+    x = vae.check_images(x)
+    images, *condition = (as_numbers(part) for part in (x if vae.condition_shapes else [x]))
+    reconstructions = vae.decode(vae.encode(x)[0], *condition)
+    height = images.shape[1]
+    both = np.concatenate([images, reconstructions])
+    ax = plot_digits(both, columns=len(images), limits=_limits(vae), ax=ax)
     ax.set_axis_on()
     ax.set_xticks([])
-    ax.set_yticks([height / 2, 3 * height / 2], ["digit", "reconstruction"])
+    ax.set_yticks([height / 2, 3 * height / 2], ["image", "reconstruction"])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax
 
 
 def plot_latent_space(z, labels, ax=None):
-    """Scatter the first two latent dimensions, a colour for each class, its digit at the class mean.
+    """Scatter the first two latent dimensions, a colour for each class, its name at the class mean.
 
     Args:
         z: Latent points, usually `z_mean`, shape `(n, latent_dim)` with two dimensions or more.
-        labels: Integer classes from 0 to 9, shape `(n,)`.
+        labels: Classes: numbers or names, shape `(n,)`.
         ax: Optional Axes.
 
     Returns:
         The Axes: z₀ to the right, z₁ up.
 
     Raises:
-        ValueError: If the shapes do not match or a label is not a digit.
+        ValueError: If the shapes do not match, or there are more than 40 classes.
     """
-    z, labels = as_numbers(z, "z"), as_numbers(labels, "labels")
+    z, labels = as_numbers(z, "z"), np.asarray(labels)
     if z.ndim != 2 or z.shape[1] < 2 or labels.shape != (len(z),) or not np.isfinite(z).all() or len(z) == 0:
         raise ValueError(
             "`z` must hold finite values in the shape (n, 2 or more), n ≥ 1, and `labels` must have the shape (n,). "
             f"Received: z.shape={z.shape}, labels.shape={labels.shape}"
         )
-    if not np.isin(labels, np.arange(10)).all():
-        raise ValueError(f"`labels` must be digits 0 to 9. Received: {np.unique(labels)}")
-    labels = labels.astype(int)
+    classes = _classes(labels)
     ax = _axes(ax, (6, 5))
-    for digit in np.unique(labels):
-        points = z[labels == digit]
-        style = {"color": CLASS_COLORS[digit], "linewidths": 0, "rasterized": True}
-        ax.scatter(*points[:, :2].T, s=4, alpha=0.5, label=str(digit), **style)
-    for digit in np.unique(labels):
-        box = {"boxstyle": "circle,pad=0.15", "fc": "white", "ec": CLASS_COLORS[digit]}
+    for name, color in classes.items():
+        points = z[labels == name]
+        style = {"color": color, "linewidths": 0, "rasterized": True}
+        ax.scatter(*points[:, :2].T, s=4, alpha=0.5, label=str(name), **style)
+    for name, color in classes.items():
+        box = {"boxstyle": "circle,pad=0.15" if len(str(name)) < 3 else "round,pad=0.15", "fc": "white", "ec": color}
         style = {"fontsize": 15, "fontweight": "bold", "ha": "center", "va": "center", "bbox": box}
-        ax.text(*z[labels == digit, :2].mean(axis=0), str(digit), **style)
+        ax.text(*z[labels == name, :2].mean(axis=0), str(name), **style)
     ax.set(xlabel="$z_0$", ylabel="$z_1$", aspect="equal")
-    legend = ax.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4)
+    columns = -(-len(classes) // 15)
+    legend = ax.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=4, ncols=columns)
     for handle in legend.legend_handles:
         handle.set_alpha(1)
     return ax
 
 
-def plot_manifold(vae, n=30, limit=2.0, quantiles=False, ax=None):
+def plot_manifold(vae, n=30, limit=None, quantiles=False, condition=None, ax=None):
     """Decode an `n` × `n` grid of latent points and draw each image where its point lies.
 
     Args:
-        vae: `vae_utils.models.VAE` with two latent dimensions.
+        vae: `VAE` with two latent dimensions.
         n: Images along each axis.
-        limit: The grid spans [−limit, limit]²; with `quantiles`, it is ignored.
+        limit: The grid spans [−limit, limit]², by default [−2, 2]².
         quantiles: Space the grid by the prior's quantiles from 5 % to 95 % instead of evenly.
+        condition: For a model with a condition, the one for all images.
         ax: Optional Axes.
 
     Returns:
@@ -120,13 +124,17 @@ def plot_manifold(vae, n=30, limit=2.0, quantiles=False, ax=None):
         ValueError: If the model has not two latent dimensions, or there is no such grid.
     """
     check_sizes(n=n)
+    if quantiles and limit is not None:
+        raise ValueError(f"With `quantiles` the grid has no `limit`. Received: limit={limit}")
+    limit = 2.0 if limit is None else limit
     if not 0 < limit < np.inf:
         raise ValueError(f"`limit` must be positive and finite. Received: {limit}")
     if vae.latent_dim != 2:
         raise ValueError(f"A manifold needs 2 latent dimensions. Received: {vae.latent_dim}")
     ticks = _normal_quantiles(n) if quantiles else np.linspace(-limit, limit, n)
     z0, z1 = np.meshgrid(ticks, ticks[::-1])  # row by row from the top: z₁ falls, z₀ rises
-    images = _as_images(vae.decode(np.column_stack([z0.ravel(), z1.ravel()])))
+    decoded = vae.decode(np.column_stack([z0.ravel(), z1.ravel()]), condition)
+    images = _as_images(decoded, _limits(vae))
     ax = _axes(ax, (6, 6))
     # One unit per image, so that uneven grids, too, are drawn without stretching.
     mosaic = _mosaic(images.reshape(n, n, *images.shape[1:]))
@@ -183,20 +191,47 @@ def _axes(ax, figsize):
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
-def _as_images(images):
+def _classes(labels):
+    """The classes in order, each with its colour: a digit has the same one in every picture."""
+    names = [name.item() for name in np.unique(labels)]
+    if len(names) > 40:
+        raise ValueError(f"`labels` must be classes, 40 at most. Received: {len(names)} different ones")
+    names = [int(name) if isinstance(name, float) and name.is_integer() else name for name in names]
+    if all(not isinstance(name, str) and name in range(10) for name in names):
+        return {name: CLASS_COLORS[name] for name in names}
+    if len(names) <= 10:
+        return dict(zip(names, CLASS_COLORS, strict=False))
+    import matplotlib
+
+    return dict(zip(names, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(names))), strict=True))
+
+
+def _limits(vae):
+    """The values that a pixel may have, or None if there is no end to them."""
+    limits = vae.likelihood.lowest, vae.likelihood.highest
+    return limits if np.isfinite(limits).all() else None
+
+
+def _as_images(images, limits):
+    """Grey images as (n, height, width), others as (n, height, width, 3); the limits become 0 and 1."""
     images = as_numbers(images, "images")
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if images.ndim != 3 or images.size == 0:
+    if (images.ndim != 3 and not (images.ndim == 4 and images.shape[-1] == 3)) or images.size == 0:
         raise ValueError(
-            f"Images must have the shape (n, height, width) or (n, height, width, 1), n ≥ 1. Received: {images.shape}"
+            "Images must have the shape (n, height, width), (n, height, width, 1) or (n, height, width, 3), n ≥ 1. "
+            f"Received: {images.shape}"
         )
     if np.isnan(images).any():
         raise ValueError(f"Images must be numbers. Received: {np.isnan(images).sum()} values that are NaN.")
-    return images
+    low, high = (images.min(), images.max()) if limits is None else limits
+    if not -np.inf < low <= high < np.inf:
+        raise ValueError(f"`limits` must be two finite numbers, the lower first. Received: {low}, {high}")
+    images = (images.astype("float64") - low) / ((high - low) or 1)
+    return images if images.ndim == 3 else images.clip(0, 1)
 
 
 def _mosaic(tiles):
-    """Join tiles of shape (rows, columns, height, width) into one image."""
-    rows, columns, height, width = tiles.shape
-    return tiles.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+    """Join tiles of shape (rows, columns, height, width, …) into one image."""
+    rows, columns, height, width, *channels = tiles.shape
+    return tiles.swapaxes(1, 2).reshape(rows * height, columns * width, *channels)
