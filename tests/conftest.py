@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from vae_utils.data import load_mnist, load_optical_digits
+from vae_utils.datasets import load_mnist, load_optical_digits
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def fake_mnist(tmp_path_factory):
     """Arrays of MNIST's shapes and types that are not MNIST, and the digests under which they pass for it."""
     import hashlib
 
-    from vae_utils.data import MNIST
+    from vae_utils.datasets import MNIST
 
     rng = np.random.default_rng(0)
     arrays = {name: rng.integers(0, 256, shape, "uint8") for name, (_, shape) in MNIST.items()}

@@ -1,16 +1,14 @@
 """What surrounds a training: the way in for the data, callbacks, and ways round faults of Keras and TensorFlow."""
 
 import contextlib
-import copy
 import functools
-import types
 import weakref
 
 import keras
 import numpy as np
 
 from vae_utils._replicas import count_replicas
-from vae_utils._validation import as_numbers, check_sizes, check_weights
+from vae_utils._validation import as_numbers, check_sizes
 
 
 def dataset_from_arrays(data, batch_size=32, shuffle=True):
@@ -38,7 +36,7 @@ def dataset_from_arrays(data, batch_size=32, shuffle=True):
     length = len(arrays[0]) if arrays and arrays[0].shape else 0
     if length == 0 or any(array.shape[:1] != (length,) for array in arrays):
         raise ValueError(f"`data` must hold arrays of one length, 1 or more. Received: {[a.shape for a in arrays]}")
-    arrays = [_as_keras_floats(array) for array in arrays]
+    arrays = [as_keras_floats(array) for array in arrays]
 
     def order(_):
         rows = tf.range(length, dtype=tf.int64)
@@ -78,142 +76,10 @@ def _is_pair(data):
     return isinstance(data, (tuple, list))
 
 
-def _as_keras_floats(array):
+def as_keras_floats(array):
     """Floats of Keras' standard width, which Keras makes of arrays but not of data sets; other numbers as they are."""
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return array.astype(keras.config.floatx(), copy=False) if is_float else array
-
-
-def is_data_set(x):
-    """Whether `x` is made of batches: a `tf.data.Dataset`, a `PyDataset`, a generator, a PyTorch `DataLoader`, …"""
-    is_array = hasattr(x, "__array__") or isinstance(x, (list, tuple, dict, set, str, bytes))
-    return not is_array and (hasattr(x, "__getitem__") or hasattr(x, "__iter__"))
-
-
-class Gate:
-    """Lets into a model only what it takes, from arrays and from data sets of all kinds.
-
-    Args:
-        model: A model with `check_images(x)`, which raises `ValueError`.
-        uses_targets: Whether something is done with targets. If not, they must be the images.
-    """
-
-    def __init__(self, model, uses_targets=False):
-        self.model = model
-        self.uses_targets = uses_targets
-        self.error = None
-
-    def admit(self, x, y=None, sample_weight=None, batch_size=None, shuffle=False, as_arrays=False):
-        """Check what a method of Keras is given, and return `(x, y, sample_weight)` for Keras.
-
-        Data sets come back as ones that check each batch on its way. Arrays come back as a data set, all three in one,
-        on TensorFlow with one device, unless `as_arrays`: Keras splits and counts arrays only.
-        """
-        if is_data_set(x):
-            return self._admit_data_set(x), y, sample_weight
-        self.model.check_images(x)
-        x = tuple(x) if isinstance(x, (list, tuple)) else x
-        n = len(keras.tree.flatten(x)[0])
-        if y is not None:
-            self._check_targets(x, y, n)
-        if sample_weight is not None:
-            check_weights(sample_weight, n)
-            y = np.zeros(n) if y is None else y  # Keras drops the weights where there is no target
-        if as_arrays or keras.backend.backend() != "tensorflow" or count_replicas(self.model) > 1:
-            return x, y, sample_weight
-        parts = tuple(part for part in (x, y, sample_weight) if part is not None)
-        data = parts if len(parts) > 1 or isinstance(x, tuple) else x
-        return dataset_from_arrays(data, batch_size or 32, shuffle), None, None
-
-    def _admit_data_set(self, data):
-        if hasattr(data, "element_spec") and hasattr(data, "map"):  # a tf.data.Dataset
-            return self._admit_tf_data(data)
-        if isinstance(data, keras.utils.PyDataset):
-            return _GatedPyDataset(data, self)
-        if isinstance(data, types.GeneratorType):
-            return (self.check_batch(batch) for batch in data)
-        if hasattr(data, "collate_fn"):  # PyTorch's DataLoader
-            data, collate = copy.copy(data), data.collate_fn
-            data.collate_fn = lambda examples: self.check_batch(collate(examples))
-        return data
-
-    @contextlib.contextmanager
-    def own_errors(self):
-        """Raise what the gate found, where a data set's engine would wrap it in an error of its own."""
-        try:
-            yield
-        except Exception as error:
-            if self.error is None or error is self.error:
-                raise
-            raise self.error from None
-
-    def check_batch(self, batch):
-        """Check `x` or `(x, y, …)`, and return it as a tuple."""
-        x, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
-        return (self._check(x, *others[:1]), *others)
-
-    def _check(self, x, y=None):
-        try:
-            self.model.check_images(x)
-            if getattr(y, "shape", None) == getattr(x, "shape", ()):
-                self._check_targets(x, y, len(x))
-        except ValueError as error:
-            self.error = error
-            raise
-        return keras.tree.map_structure(lambda part: _as_keras_floats(as_numbers(part)), x)
-
-    def _check_targets(self, x, y, n):
-        lengths = {len(part) if np.shape(part) else 0 for part in keras.tree.flatten(y)}
-        if lengths != {n}:
-            raise ValueError(f"`y` must hold a target for each of the {n} images. Received: {sorted(lengths)}")
-        if not self.uses_targets and y is not x and not np.array_equal(as_numbers(x), as_numbers(y, "y")):
-            raise ValueError(
-                "`y` means nothing here: the images are their own target. Leave it out; what the decoder should see, "
-                "such as labels, is a condition, a second input of encoder and decoder."
-            )
-
-    def _admit_tf_data(self, data):
-        import tensorflow as tf
-
-        if isinstance(data.element_spec, dict):
-            self.model.check_images(data.element_spec)
-
-        @tf.autograph.experimental.do_not_convert
-        def check_batch(x, *others):
-            parts = keras.tree.flatten(x)
-            dtypes = [keras.config.floatx() if part.dtype.is_floating else part.dtype for part in parts]
-
-            def check(arrays, *target):
-                return keras.tree.flatten(self._check(keras.tree.pack_sequence_as(x, arrays), *target))
-
-            target = [other for other in others[:1] if other.shape.rank == parts[0].shape.rank]
-            checked = tf.numpy_function(
-                lambda *given: check(given[: len(parts)], *given[len(parts) :]), parts + target, dtypes
-            )
-            for part, given in zip(checked, parts, strict=True):
-                part.set_shape(given.shape)
-            return (keras.tree.pack_sequence_as(x, checked), *others)
-
-        return data.map(check_batch)
-
-
-class _GatedPyDataset(keras.utils.PyDataset):
-    def __init__(self, data, gate):
-        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
-        self.data, self.gate = data, gate
-
-    @property
-    def num_batches(self):
-        return self.data.num_batches
-
-    def __getitem__(self, index):
-        return self.gate.check_batch(self.data[index])
-
-    def on_epoch_begin(self):
-        self.data.on_epoch_begin()
-
-    def on_epoch_end(self):
-        self.data.on_epoch_end()
 
 
 class StopAtDivergence(keras.callbacks.Callback):

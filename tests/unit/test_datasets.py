@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from vae_utils import data
-from vae_utils.data import IDX_FILES, DataError, batches, binarize, load_mnist
+from vae_utils.datasets import IDX_FILES, DataError, batches, binarize, load_mnist
 
 not_on_other_backends = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it makes a tf.data.Dataset")
 
@@ -318,7 +318,7 @@ def test_batches_hold_every_row_once_in_another_order():
 #: Prints by how much the peak of a fresh process grows, in bytes, while two data sets of 200 MB are begun.
 GROWTH = """
 import numpy as np
-from vae_utils.data import batches
+from vae_utils.datasets import batches
 def peak():
     return next(int(row.split()[1]) * 1024 for row in open("/proc/self/status") if row.startswith("VmHWM"))
 rows = np.ones((50_000, 1_000), "float32")
