@@ -8,11 +8,12 @@ import time
 
 import keras
 from tqdm import tqdm
+from vae_utils.architectures import conv_vae, dense_vae
 
 from benchmarks import base, table
+from benchmarks.base import QUICK
 from benchmarks.training import CONV, DENSE, EPOCH
-from vae_utils import QUICK, evaluation
-from vae_utils.models import conv_vae, dense_vae
+from vae_utils import evaluation
 
 RECORD = base.ROOT / "build" / "ablation.json" if QUICK else base.FOLDER / "ablation.json"
 

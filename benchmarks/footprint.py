@@ -2,16 +2,15 @@
 
 import json
 
-from benchmarks.base import ROOT, ROUNDS, NotMeasuredError, row, run_python
-from vae_utils import QUICK
+from benchmarks.base import QUICK, ROOT, ROUNDS, NotMeasuredError, row, run_python
 
 IMPORT = """
 import json, time
 import keras
 start = time.perf_counter()
-import vae_utils
-for module in vae_utils._MODULES:
-    getattr(vae_utils, module)
+import importlib, pkgutil, vae_utils
+for module in pkgutil.iter_modules(vae_utils.__path__):
+    importlib.import_module(f"vae_utils.{module.name}")
 print(json.dumps(time.perf_counter() - start))
 """
 HUB = 24_000  # MB
@@ -19,8 +18,8 @@ HUB = 24_000  # MB
 #: Prints the peak of a process that has done nothing yet, in GB.
 START = """
 import json, keras
-from vae_utils.data import load_mnist
-load_mnist(offline="optical-digits")
+from vae_utils.datasets import load_mnist
+load_mnist(fallback="optical-digits")
 print(json.dumps(int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e9))
 """
 
@@ -50,9 +49,10 @@ def memory():
 #: Prints how many MB each model leaves in memory that is trained and deleted.
 LEFTOVER = """
 import gc, json, keras
-from vae_utils.data import load_mnist
-from vae_utils.models import VAE, dense_vae
-x, held = load_mnist(offline="optical-digits").x_train[:1_000], []
+from vae_utils.datasets import load_mnist
+from vae_utils.architectures import dense_vae
+from vae_utils.models import VAE
+x, held = load_mnist(fallback="optical-digits").x_train[:1_000], []
 for _ in range({models}):
     vae = dense_vae()
     vae.compile("adam")

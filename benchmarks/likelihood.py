@@ -7,11 +7,11 @@ from pathlib import Path
 import keras
 import numpy as np
 from scipy.special import logsumexp
+from vae_utils.architectures import conv_vae, dense_vae
 
 from benchmarks import floor
-from benchmarks.base import close, images, interleave, row, run_python, scaled
-from vae_utils import QUICK, evaluation
-from vae_utils.models import conv_vae, dense_vae
+from benchmarks.base import QUICK, close, images, interleave, row, run_python, scaled
+from vae_utils import evaluation
 
 
 @row("manifold", "30×30 manifold", "900 predict calls", 100)
@@ -44,7 +44,7 @@ OURS_PART, THEIRS_PART = (4, 2) if QUICK else (100, 5)
 PEAK = """
 import json, numpy as np
 from vae_utils import evaluation
-from vae_utils.models import dense_vae
+from vae_utils.architectures import dense_vae
 evaluation.log_likelihood(dense_vae(), np.load({path!r}), {samples})
 print(json.dumps(int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e6))
 """

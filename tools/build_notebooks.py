@@ -25,7 +25,7 @@ README_FIGURE = ("fig-04-manifold", ROOT / "book" / "_static" / "manifold.png")
 #: Asked of a kernel when its notebook is through: what its numbers stand on.
 PROVENANCE = {
     "dataset": "next((v.name for v in globals().values() if type(v).__name__ == 'Digits'), 'none')",
-    "mode": "'quick' if __import__('vae_utils').QUICK else 'full'",
+    "mode": "'full' if __import__('os').environ.get('VAE_UTILS_QUICK', '') in ('', '0') else 'quick'",
     "versions": "{name: __import__(name).__version__ for name in ('tensorflow', 'keras', 'numpy')}",
 }
 

@@ -15,7 +15,7 @@ from nbval.plugin import IPyNbFile
 
 from tools.build_notebooks import PROVENANCE
 
-WRONG_ANSWERS = Path(__file__).parent.parent / "tests" / "exercises"
+WRONG_ANSWERS = Path(__file__).parent.parent / "tests" / "notebooks" / "exercises"
 MAY_DIFFER = ("stderr", "text/html", "image/svg+xml")
 
 #: Runs in the kernel. An exercise's check must refuse the untouched stub and the wrong answer, and pass the solution.

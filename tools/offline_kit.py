@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vae_utils.data import load_mnist
+from vae_utils.datasets import load_mnist
 
 ROOT = Path(__file__).parent.parent
 KIT = ROOT / "offline-kit"

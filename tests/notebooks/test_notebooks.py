@@ -12,7 +12,7 @@ import pytest
 from tools.build_notebooks import code_hash
 from tools.set_slug import current_slug
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 NAMES = [path.stem for path in SOURCES]
 COMPARED = ("tags", "mystnb", "nbgrader")
@@ -187,7 +187,7 @@ def test_exercises_come_with_checks_solutions_and_wrong_answers(name):
 
 
 def wrong_answers(name):
-    path = ROOT / "tests" / "exercises" / f"{name[:2]}.py"
+    path = ROOT / "tests" / "notebooks" / "exercises" / f"{name[:2]}.py"
     spec = importlib.util.spec_from_file_location(f"wrong_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, npz
+from archives import npz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from vae_utils._mnist import IDX_FILES
 
-from vae_utils import data
-from vae_utils.data import IDX_FILES, DataError, load_mnist
+from tools.chapters import ROOT
+from vae_utils import _mnist
+from vae_utils.datasets import DataError, load_mnist
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.robustness
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 MORE_THAN_ENOUGH = 64 * 2**20  # bytes that reading the small digits may take
@@ -37,7 +39,7 @@ def world(small, tmp_path_factory):
     """An empty folder to work in, in which no code from a file may leave its mark."""
     folder = tmp_path_factory.mktemp("bad files")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "MNIST", small[1])
+        patch.setattr(_mnist, "MNIST", small[1])
         patch.chdir(folder)
         yield folder, small[0]
     assert not (folder / "code-was-run").exists()
@@ -265,13 +267,13 @@ def bombs(arrays):
 
 READER = """
 import json, resource, sys
-from vae_utils import data
+from vae_utils import _mnist, datasets
 
-data.MNIST = {name: (digest, tuple(shape)) for name, (digest, shape) in json.loads(sys.argv[2]).items()}
+_mnist.MNIST = {name: (digest, tuple(shape)) for name, (digest, shape) in json.loads(sys.argv[2]).items()}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    data.load_mnist(sys.argv[1])
-except data.DataError as error:
+    datasets.load_mnist(sys.argv[1])
+except datasets.DataError as error:
     print("refused", end=" ")
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """

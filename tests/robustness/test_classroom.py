@@ -12,7 +12,8 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT
+
+from tools.chapters import ROOT
 
 pytestmark = [pytest.mark.classroom, pytest.mark.skipif(os.name != "posix", reason="mounts and measures as POSIX does")]
 LEARNERS = 12

@@ -6,9 +6,10 @@ import socket
 
 import nbformat
 import pytest
-from conftest import ROOT
 
-pytestmark = pytest.mark.faults
+from tools.chapters import ROOT
+
+pytestmark = pytest.mark.robustness
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LEAKS = {

@@ -19,7 +19,7 @@ from tools.print_book import HTML, lay_out, open_browser, print_page
 from tools.set_slug import current_slug
 
 pytestmark = pytest.mark.book
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 FRONT_AND_BACK = sorted(path.stem for path in (ROOT / "book").glob("*.md"))
 PAGES = [*(f"book/{name}.html" for name in FRONT_AND_BACK), *(f"notebooks/{name}.html" for name in CHAPTERS)]

@@ -20,7 +20,7 @@ import pytest
 from tools.print_book import open_browser
 
 pytestmark = pytest.mark.lab
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 TOKEN = "lab-test"
 BIN = Path(sys.prefix) / "bin"

@@ -15,7 +15,7 @@ import yaml
 from tools.build_notebooks import README_FIGURE, find_figure
 from tools.set_slug import current_slug
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS_IN_LOCK = ("cpu", "notebooks", "dev", "book")
 
@@ -112,7 +112,7 @@ def test_fork_with_its_own_address_passes_the_structure_tests(tmp_path):
     subprocess.run([sys.executable, "tools/set_slug.py", "you/fork"], cwd=tmp_path, check=True, capture_output=True)
     found = subprocess.run(["git", "grep", "-l", old], cwd=tmp_path, capture_output=True, text=True)
     assert not found.stdout
-    tests = ["tests/test_notebooks.py", "tests/test_packaging.py", "-k", "not fork and not lines"]
+    tests = ["tests/notebooks", "tests/system/test_packaging.py", "-k", "not fork and not lines"]
     outcome = subprocess.run([sys.executable, "-m", "pytest", *tests], cwd=tmp_path, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stdout
 
