@@ -127,9 +127,8 @@ def figure_name(cell):
 
 def find_figure(notebook, name):
     """Return the PNG of the figure with this name, or None."""
-    return next(
-        (base64.b64decode(o.data["image/png"]) for cell, o in figures(notebook) if figure_name(cell) == name), None
-    )
+    pictures = (output.data["image/png"] for cell, output in figures(notebook) if figure_name(cell) == name)
+    return next(map(base64.b64decode, pictures), None)
 
 
 # Exercises
@@ -152,7 +151,7 @@ class Exercise:
 
 
 def exercises(notebook, number):
-    """List the exercises of chapter `number`; the wrong answers stand in a file of their own, where no learner looks."""
+    """List the exercises of chapter `number`; wrong answers stand in files of their own, where no learner looks."""
     stubs, checks = ([c.source for c in notebook.cells if tag in tags(c)] for tag in ("exercise", "exercise-check"))
     solutions = re.findall(r"<summary>Solution.*?```python\n(.*?)```", markdown(notebook), re.DOTALL)
     path = WRONG_ANSWERS / f"{number}.py"

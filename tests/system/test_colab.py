@@ -20,6 +20,7 @@ from tools.set_slug import current_slug
 ROOT = Path(__file__).parent.parent.parent
 VENV = ROOT / ".venv-colab"
 PYTHON = VENV / "bin" / "python"
+VERSIONS = ROOT / "tests" / "constraints" / "colab.txt"
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 ADDRESS = f"https://github.com/{current_slug()}"
 
@@ -116,9 +117,7 @@ def pictures(outputs):
 
 def test_environment_has_the_versions_of_the_list():
     have = installed()
-    pins = re.findall(
-        r"^([\w-]+)==([\d.]+)", (ROOT / "tests" / "constraints" / "colab.txt").read_text("utf-8"), re.MULTILINE
-    )
+    pins = re.findall(r"^([\w-]+)==([\d.]+)", VERSIONS.read_text("utf-8"), re.MULTILINE)
     wrong = {name: have.get(name) for name, version in pins if have.get(name) != version}
     assert set(wrong) <= {"tensorflow", "tensorflow-cpu"} and len(wrong) == 1, "all but one of TensorFlow's two names"
 
@@ -161,9 +160,7 @@ def test_readmes_lines_train_a_vae_in_a_fresh_environment(repository, tmp_path):
     run(PYTHON, "-m", "venv", fresh)
     environment = os.environ | served_from(repository)
     environment |= {"PATH": f"{fresh / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    environment["PIP_CONSTRAINT"] = (
-        ROOT / "tests" / "constraints" / "colab.txt"
-    )  # so that pip's cache holds the large wheels
+    environment["PIP_CONSTRAINT"] = VERSIONS  # so that pip's cache holds the large wheels
     try:
         run("bash", "-c", line, env=environment)
         printed = run("python", "mine.py", cwd=tmp_path, env=environment)
