@@ -6,9 +6,9 @@ import time
 
 import keras
 import numpy as np
-from vae_utils.architectures import conv_vae
 
 from benchmarks.base import digits
+from vae_utils.architectures import conv_vae
 
 
 def main(n, path, variant):

@@ -7,11 +7,11 @@ from pathlib import Path
 import keras
 import numpy as np
 from scipy.special import logsumexp
-from vae_utils.architectures import conv_vae, dense_vae
 
 from benchmarks import floor
 from benchmarks.base import QUICK, close, images, interleave, row, run_python, scaled
 from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
 
 
 @row("manifold", "30×30 manifold", "900 predict calls", 100)

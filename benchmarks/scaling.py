@@ -6,12 +6,12 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
-from vae_utils.architectures import conv_vae, dense_vae
 
 from benchmarks import base
 from benchmarks.base import QUICK, digits, images
 from benchmarks.training import CONV, DENSE, trainer
 from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
 
 
 def best_of_three(function):

@@ -9,11 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers, ops
-from vae_utils.architectures import conv_vae, dense_vae
 
 from benchmarks import base, floor, recipes
 from benchmarks.base import QUICK, close, digits, images, interleave, row, scaled
 from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
 from vae_utils.models import VAE
 
 #: What our rows compile with, as chapters 03 and 04 do: several steps per call of the compiled function, and XLA for

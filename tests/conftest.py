@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vae_utils._mnist import MNIST
 
+from vae_utils._mnist import MNIST
 from vae_utils.datasets import load_mnist, load_optical_digits
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
+
 from vae_utils.architectures import load_pretrained
 
 STATIC = Path(__file__).parent.parent / "book" / "_static"

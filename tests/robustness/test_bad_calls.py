@@ -8,15 +8,15 @@ import tensorflow as tf
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from vae_utils.architectures import conv_vae, dense_vae
-from vae_utils.training import dataset_from_arrays
 
 from vae_utils import plotting
+from vae_utils.architectures import conv_vae, dense_vae
 from vae_utils.datasets import binarize, load_mnist
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from vae_utils.evaluation import elbo, grid_log_likelihood, log_likelihood, reconstruction_floor
 from vae_utils.layers import Sampling, reparameterize
 from vae_utils.models import VAE
+from vae_utils.training import dataset_from_arrays
 
 matplotlib.use("Agg")
 pytestmark = pytest.mark.robustness

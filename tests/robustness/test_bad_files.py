@@ -15,10 +15,10 @@ import pytest
 from archives import npz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from vae_utils._mnist import IDX_FILES
 
 from tools.chapters import ROOT
 from vae_utils import _mnist
+from vae_utils._mnist import IDX_FILES
 from vae_utils.datasets import DataError, load_mnist
 
 pytestmark = pytest.mark.robustness

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from vae_utils.architectures import conv_vae, dense_vae
 
 pytestmark = pytest.mark.robustness

@@ -19,9 +19,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from vae_utils.architectures import dense_vae
 
 from tools.chapters import ROOT
+from vae_utils.architectures import dense_vae
 
 pytestmark = [pytest.mark.robustness, pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vae_utils.architectures import dense_vae
 
 from tools.chapters import ROOT
+from vae_utils.architectures import dense_vae
 from vae_utils.models import VAE
 
 pytestmark = pytest.mark.robustness

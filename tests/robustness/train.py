@@ -10,6 +10,7 @@ import time
 
 import keras
 import numpy as np
+
 from vae_utils.architectures import dense_vae
 
 

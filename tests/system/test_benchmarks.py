@@ -9,10 +9,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from vae_utils.architectures import conv_vae, dense_vae
 
 from benchmarks import ablation, base, floor, footprint, likelihood, recipes, scaling, table, training
 from benchmarks.__main__ import rows_named
+from vae_utils.architectures import conv_vae, dense_vae
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "spread", "target", "met"}
