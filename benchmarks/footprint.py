@@ -1,8 +1,7 @@
 """What an import costs, and what a notebook's kernel takes."""
 
-import json
-
-from benchmarks.base import QUICK, ROOT, ROUNDS, NotMeasuredError, row, run_python
+from benchmarks.base import QUICK, ROUNDS, NotMeasuredError, row, run_python
+from tools.chapters import chapters
 
 IMPORT = """
 import json, time
@@ -17,10 +16,11 @@ HUB = 24_000  # MB
 
 #: Prints the peak of a process that has done nothing yet, in GB.
 START = """
-import json, keras
+import keras
+from tools import memory
 from vae_utils.datasets import load_mnist
 load_mnist(fallback="optical-digits")
-print(json.dumps(int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e9))
+print((memory.peak() or memory.resident()) / 1e9)
 """
 
 
@@ -33,10 +33,10 @@ def import_time():
 @row("memory", "peak memory of a notebook's kernel, the largest", "", 1.5, unit="GB", at_most=True)
 def memory():
     peaks = {}
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        recorded = json.loads(path.read_text("utf-8"))["metadata"].get("vae_utils", {})
+    for chapter in chapters():
+        recorded = chapter.read().metadata.get("vae_utils", {})
         if recorded.get("peak_memory_mb"):
-            peaks[path.stem[:2]] = recorded["peak_memory_mb"]
+            peaks[chapter.number] = recorded["peak_memory_mb"]
     if not peaks:
         raise NotMeasuredError("not recorded yet: make notebooks")
     each = ", ".join(f"{chapter}: {peak / 1000:.2f} GB" for chapter, peak in peaks.items())
@@ -48,7 +48,8 @@ def memory():
 
 #: Prints how many MB each model leaves in memory that is trained and deleted.
 LEFTOVER = """
-import gc, json, keras
+import gc, keras
+from tools import memory
 from vae_utils.datasets import load_mnist
 from vae_utils.architectures import dense_vae
 from vae_utils.models import VAE
@@ -59,8 +60,8 @@ for _ in range({models}):
     {fit}(vae, x, verbose=0)
     del vae
     gc.collect()
-    held.append(int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024 / 1e6)
-print(json.dumps(max(0.1, (held[-1] - held[0]) / (len(held) - 1))))
+    held.append(memory.resident() / 1e6)
+print(max(0.1, (held[-1] - held[0]) / (len(held) - 1)))
 """
 
 

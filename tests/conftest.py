@@ -7,21 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vae_utils._mnist import MNIST
-from vae_utils.datasets import load_mnist, load_optical_digits
-
 
 @pytest.fixture(scope="session")
 def digits():
     """Real digits that need no network."""
+    from vae_utils.datasets import load_optical_digits
+
     return load_optical_digits()
 
 
 @pytest.fixture(scope="session")
 def mnist():
+    """MNIST, where a copy is at hand: no test downloads it."""
     cached = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "datasets", "mnist.npz")
     if not os.environ.get("VAE_UTILS_DATA") and not cached.exists():
         pytest.skip("no copy of MNIST: set VAE_UTILS_DATA")
+    from vae_utils.datasets import load_mnist
+
     return load_mnist()
 
 
@@ -35,6 +37,8 @@ def make_mnist(shapes):
 @pytest.fixture(scope="session")
 def fake_mnist():
     """As many digits as MNIST has, and their digests."""
+    from vae_utils._mnist import MNIST
+
     return make_mnist({name: shape for name, (_, shape) in MNIST.items()})
 
 
