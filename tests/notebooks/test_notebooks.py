@@ -2,9 +2,12 @@
 
 import ast
 import re
+from itertools import zip_longest
 
+import jupytext
 import nbformat
 import pytest
+from jupytext.config import load_jupytext_config
 
 from tools.chapters import (
     chapters,
@@ -92,6 +95,16 @@ def asserts(code):
 @every_chapter
 def test_pair_in_step(chapter):
     assert not pair_faults(chapter.read(), chapter.read_source()), "run `make notebooks`"
+
+
+@every_chapter
+def test_source_is_what_jupytext_would_write(chapter):
+    """So that saving from JupyterLab changes nothing. In a caption, jupytext spells σ as \\u03c3: write $\\sigma$."""
+    config = load_jupytext_config(str(chapter.source))
+    written = jupytext.writes(chapter.read_source(), "py:percent", config=config)
+    ours, theirs = chapter.source.read_text("utf-8").splitlines(), written.splitlines()
+    changed = [(number, line) for number, (line, other) in enumerate(zip_longest(ours, theirs), 1) if line != other]
+    assert not changed
 
 
 @every_chapter

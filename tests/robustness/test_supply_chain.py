@@ -1,6 +1,5 @@
 """Supply chain: notebooks carry no paths, names or tokens, and the lock installs with hashes alone."""
 
-
 import nbformat
 import pytest
 
