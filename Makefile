@@ -20,9 +20,9 @@ endif
 OLDEST := .venv-oldest
 COLAB := .venv-colab
 BACKENDS := .venv-backends
-UNIT_TESTS := $(addprefix tests/test_,$(addsuffix .py,data distributions layers models evaluation plotting pretrained))
+UNIT_TESTS := tests/unit
 
-.PHONY: help venv lab test faults test-classroom test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
+.PHONY: help venv lab test robustness test-classroom test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,18 +37,18 @@ test: venv  ## unit tests, structure tests, every notebook in quick mode (minute
 	$(PYTEST) tests
 	VAE_UTILS_QUICK=1 $(NBVAL)
 
-faults: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
-	$(PYTEST) tests -m faults
+robustness: venv  ## broken downloads, bad files, bad calls, kills, hostile models (minutes)
+	$(PYTEST) tests/robustness -m "not classroom"
 
 test-classroom: venv  ## twelve kernels at once, from notebooks that nobody may write to (minutes, 15 GB of memory)
 	$(BIN)/python -m pytest tests -m classroom
 
 test-lab: venv  ## every chapter through JupyterLab in a browser, in quick mode (minutes)
-	$(BIN)/python -m pytest tests/test_lab.py -m lab
+	$(BIN)/python -m pytest tests/system/test_lab.py -m lab
 
 test-oldest:  ## unit tests and quick notebooks on the oldest supported versions, in an environment of their own
 	test -x $(OLDEST)/bin/jupyter || { $${PYTHON:-python3} -m venv $(OLDEST) && $(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
-		-c tests/oldest.txt -e ".[$(EXTRAS)]"; }
+		-c tests/constraints/oldest.txt -e ".[$(EXTRAS)]"; }
 	$(OLDEST)/bin/python -m pytest tests
 	VAE_UTILS_QUICK=1 $(subst $(BIN),$(OLDEST)/bin,$(NBVAL))
 
@@ -60,16 +60,16 @@ test-backends:  ## vae_utils's unit tests on Keras' other backends, JAX and PyTo
 
 test-colab: venv  ## every notebook in quick mode on Colab's versions, installed as on Colab, in an environment of its own
 	@tools/make_colab_venv.sh $(COLAB)
-	$(BIN)/python -m pytest tests/test_colab.py -m colab
+	$(BIN)/python -m pytest tests/system/test_colab.py -m colab
 
 test-repeat: venv  ## every notebook twice in quick mode: the same outputs and the same weights (ONLY=04)
 	VAE_UTILS_QUICK=1 $(BIN)/python -m tools.repeat_notebooks $(ONLY)
 
 verify: venv  ## every notebook at full length on real MNIST, the faults, the book in a browser
-	@$(BIN)/python -c "from vae_utils.data import load_mnist; print('verify runs on', load_mnist().name)"
-	$(PYTEST) tests -m "mnist or faults"
+	@$(BIN)/python -c "from vae_utils.datasets import load_mnist; print('verify runs on', load_mnist().name)"
+	$(PYTEST) tests -m "mnist or robustness"
 	$(MAKE) --no-print-directory book
-	$(PYTEST) --dist load tests/test_book.py -m book
+	$(PYTEST) --dist load tests/system/test_book.py -m book
 	VAE_UTILS_QUICK= $(NBVAL)
 
 notebooks: venv  ## bring notebooks up to date with their .py and execute them in full (ONLY=04)
@@ -89,7 +89,7 @@ pdf: book  ## print each chapter to book/_build/pdf
 
 offline-kit: book  ## offline-kit/ for a USB stick: wheels, notebooks, book, MNIST from VAE_UTILS_DATA; and try it
 	$(BIN)/python -m tools.offline_kit
-	$(BIN)/python -m pytest tests/test_offline_kit.py -m kit
+	$(BIN)/python -m pytest tests/system/test_offline_kit.py -m kit
 
 weights: venv  ## train the models that ship with vae_utils anew (ONLY=conv-2d; half an hour)
 	$(BIN)/python tools/train_weights.py $(ONLY)

@@ -10,7 +10,7 @@ import keras
 from tqdm import tqdm
 
 from benchmarks import base, footprint, likelihood, scaling, table, training  # noqa: F401 (they register their rows)
-from vae_utils import QUICK
+from benchmarks.base import QUICK
 
 RESULTS = base.ROOT / "build" / "quick.json" if QUICK else base.FOLDER / "results.json"
 

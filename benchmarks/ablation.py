@@ -10,9 +10,10 @@ import keras
 from tqdm import tqdm
 
 from benchmarks import base, table
+from benchmarks.base import QUICK
 from benchmarks.training import CONV, DENSE, EPOCH
-from vae_utils import QUICK, evaluation
-from vae_utils.models import conv_vae, dense_vae
+from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
 
 RECORD = base.ROOT / "build" / "ablation.json" if QUICK else base.FOLDER / "ablation.json"
 

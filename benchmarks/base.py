@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vae_utils import QUICK
-from vae_utils.data import load_mnist
+from vae_utils.datasets import load_mnist
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+QUICK = os.environ.get("VAE_UTILS_QUICK", "") not in ("", "0")
 ROUNDS = 2 if QUICK else 5
 
 #: name: function that measures the row, in the order of the table.
@@ -95,7 +95,7 @@ def scaled(seconds, factor):
 
 @functools.cache
 def digits():
-    return load_mnist(offline="optical-digits")
+    return load_mnist(fallback="optical-digits")
 
 
 def images(n):

@@ -6,7 +6,7 @@ import time
 import tensorflow as tf
 from keras import layers, ops
 
-from vae_utils import QUICK
+from benchmarks.base import QUICK
 
 
 def median_seconds(function, calls, rounds=5):

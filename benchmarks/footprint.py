@@ -1,27 +1,26 @@
 """What an import costs, and what a notebook's kernel takes."""
 
-import json
-
-from benchmarks.base import ROOT, ROUNDS, NotMeasuredError, row, run_python
-from vae_utils import QUICK
+from benchmarks.base import QUICK, ROUNDS, NotMeasuredError, row, run_python
+from tools.chapters import chapters
 
 IMPORT = """
 import json, time
 import keras
 start = time.perf_counter()
-import vae_utils
-for module in vae_utils._MODULES:
-    getattr(vae_utils, module)
+import importlib, pkgutil, vae_utils
+for module in pkgutil.iter_modules(vae_utils.__path__):
+    importlib.import_module(f"vae_utils.{module.name}")
 print(json.dumps(time.perf_counter() - start))
 """
 HUB = 24_000  # MB
 
 #: Prints the peak of a process that has done nothing yet, in GB.
 START = """
-import json, keras
-from vae_utils.data import load_mnist
-load_mnist(offline="optical-digits")
-print(json.dumps(int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e9))
+import keras
+from tools import memory
+from vae_utils.datasets import load_mnist
+load_mnist(fallback="optical-digits")
+print((memory.peak() or memory.resident()) / 1e9)
 """
 
 
@@ -34,10 +33,10 @@ def import_time():
 @row("memory", "peak memory of a notebook's kernel, the largest", "", 1.5, unit="GB", at_most=True)
 def memory():
     peaks = {}
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        recorded = json.loads(path.read_text("utf-8"))["metadata"].get("vae_utils", {})
+    for chapter in chapters():
+        recorded = chapter.read().metadata.get("vae_utils", {})
         if recorded.get("peak_memory_mb"):
-            peaks[path.stem[:2]] = recorded["peak_memory_mb"]
+            peaks[chapter.number] = recorded["peak_memory_mb"]
     if not peaks:
         raise NotMeasuredError("not recorded yet: make notebooks")
     each = ", ".join(f"{chapter}: {peak / 1000:.2f} GB" for chapter, peak in peaks.items())
@@ -49,18 +48,20 @@ def memory():
 
 #: Prints how many MB each model leaves in memory that is trained and deleted.
 LEFTOVER = """
-import gc, json, keras
-from vae_utils.data import load_mnist
-from vae_utils.models import VAE, dense_vae
-x, held = load_mnist(offline="optical-digits").x_train[:1_000], []
+import gc, keras
+from tools import memory
+from vae_utils.datasets import load_mnist
+from vae_utils.architectures import dense_vae
+from vae_utils.models import VAE
+x, held = load_mnist(fallback="optical-digits").x_train[:1_000], []
 for _ in range({models}):
     vae = dense_vae()
     vae.compile("adam")
     {fit}(vae, x, verbose=0)
     del vae
     gc.collect()
-    held.append(int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024 / 1e6)
-print(json.dumps(max(0.1, (held[-1] - held[0]) / (len(held) - 1))))
+    held.append(memory.resident() / 1e6)
+print(max(0.1, (held[-1] - held[0]) / (len(held) - 1)))
 """
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from benchmarks.base import digits
-from vae_utils.models import conv_vae
+from vae_utils.architectures import conv_vae
 
 
 def main(n, path, variant):

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 from benchmarks import floor
-from benchmarks.base import close, images, interleave, row, run_python, scaled
-from vae_utils import QUICK, evaluation
-from vae_utils.models import conv_vae, dense_vae
+from benchmarks.base import QUICK, close, images, interleave, row, run_python, scaled
+from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
 
 
 @row("manifold", "30×30 manifold", "900 predict calls", 100)
@@ -42,11 +42,12 @@ OURS_PART, THEIRS_PART = (4, 2) if QUICK else (100, 5)
 #: Prints the peak of a fresh process, in MB; Linux keeps it in /proc. The digits come from a file of their own: the
 #: 70,000 that `load_mnist` holds would be a third of what is measured.
 PEAK = """
-import json, numpy as np
+import numpy as np
+from tools import memory
 from vae_utils import evaluation
-from vae_utils.models import dense_vae
+from vae_utils.architectures import dense_vae
 evaluation.log_likelihood(dense_vae(), np.load({path!r}), {samples})
-print(json.dumps(int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024 / 1e6))
+print((memory.peak() or memory.resident()) / 1e6)
 """
 
 

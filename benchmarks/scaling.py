@@ -8,10 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import base
-from benchmarks.base import digits, images
+from benchmarks.base import QUICK, digits, images
 from benchmarks.training import CONV, DENSE, trainer
-from vae_utils import QUICK, evaluation
-from vae_utils.models import conv_vae, dense_vae
+from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
 
 
 def best_of_three(function):

@@ -11,9 +11,10 @@ import numpy as np
 from keras import layers, ops
 
 from benchmarks import base, floor, recipes
-from benchmarks.base import close, digits, images, interleave, row, scaled
-from vae_utils import QUICK, evaluation
-from vae_utils.models import VAE, conv_vae, dense_vae
+from benchmarks.base import QUICK, close, digits, images, interleave, row, scaled
+from vae_utils import evaluation
+from vae_utils.architectures import conv_vae, dense_vae
+from vae_utils.models import VAE
 
 #: What our rows compile with, as chapters 03 and 04 do: several steps per call of the compiled function, and XLA for
 #: matrix products only, since it has slower convolutions on a CPU than TensorFlow itself.

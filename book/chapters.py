@@ -2,20 +2,20 @@
 
 import json
 import re
-import struct
 import tomllib
 from pathlib import Path
 from urllib.parse import urlencode
 
+import imagesize
 import nbformat
 from docutils import nodes
 from sphinx.errors import ConfigError
 
 from benchmarks import table
+from tools.chapters import ROOT, chapters, equation_numbers
 from tools.set_slug import current_slug
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+CHAPTERS = {chapter.number: chapter for chapter in chapters()}
 ICON_SCRIPT = "_static/scripts/fontawesome.js"
 
 
@@ -26,12 +26,12 @@ def chapter_map():
     """Return a table of the chapters with the time that each takes."""
     rows = ["| no. | chapter | to read | to run |", "|---|---|---|---|"]
     total = 0
-    for number, path in NOTEBOOKS.items():
-        notebook = nbformat.read(path, as_version=4)
+    for number, chapter in CHAPTERS.items():
+        notebook = chapter.read()
         reading = int(re.search(r"\*\*Time\.\*\* (?:About )?(\d+) minutes to read", notebook.cells[0].source)[1])
         running = notebook.metadata["vae_utils"]["seconds"]
         total += reading
-        link = f"[{title(notebook)}](../notebooks/{path.name})"
+        link = f"[{title(notebook)}](../notebooks/{chapter.path.name})"
         rows.append(f"| {number} | {link} | {reading} min | {say_seconds(running)} |")
     return "\n".join([*rows, f"| | together | {total} min | |"])
 
@@ -55,8 +55,9 @@ def number_table(rows):
     for row in rows:
         ours = "—"
         if "pattern" in row:
-            path = NOTEBOOKS[row["chapter"]]
-            ours = f"{find_output(path, row['pattern'])} ([chapter {row['chapter']}](../notebooks/{path.name}))"
+            chapter = CHAPTERS[row["chapter"]]
+            link = f"[chapter {chapter.number}](../notebooks/{chapter.path.name})"
+            ours = f"{find_output(chapter, row['pattern'])} ({link})"
             ours += f"; {row['differs']}" if "differs" in row else ""
         label = row["label"]
         if label not in ("reproduced", "scaled", "quoted") or (label == "quoted") != (ours == "—"):
@@ -65,13 +66,13 @@ def number_table(rows):
     return "\n".join(lines)
 
 
-def find_output(path, pattern):
+def find_output(chapter, pattern):
     """Return what the pattern's group matches in the printed outputs; it must match once."""
-    cells = nbformat.read(path, as_version=4).cells
+    cells = chapter.read().cells
     text = "\n".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
     found = re.findall(pattern, text, re.MULTILINE)
     if len(found) != 1:
-        raise ConfigError(f"numbers.toml: {pattern!r} matches {len(found)} times in {path.name}")
+        raise ConfigError(f"numbers.toml: {pattern!r} matches {len(found)} times in {chapter}")
     return found[0]
 
 
@@ -84,8 +85,8 @@ def memory_table():
         f"| no. | at most, in MB | fits into Binder's {BINDER_MB // 1000} GB | learners on {HUB_MB // 1000} GB |",
         "|---|---|---|---|",
     ]
-    for number, path in NOTEBOOKS.items():
-        peak = nbformat.read(path, as_version=4).metadata["vae_utils"].get("peak_memory_mb")
+    for number, chapter in CHAPTERS.items():
+        peak = chapter.read().metadata["vae_utils"].get("peak_memory_mb")
         fits = "no" if peak and peak > BINDER_MB else "yes"
         facts = f"{peak:,} | {fits} | {HUB_MB // peak}" if peak else "not recorded | | "
         rows.append(f"| {number} | {facts} |")
@@ -104,7 +105,7 @@ def hub_link(name, slug, hub="https://hub.example.org"):
 
 
 def hub_links():
-    links = [hub_link(path.stem, current_slug()) for path in NOTEBOOKS.values()]
+    links = [hub_link(chapter.name, current_slug()) for chapter in CHAPTERS.values()]
     return "```text\n" + "\n".join(links) + "\n```"
 
 
@@ -139,8 +140,7 @@ def on_doctree_read(app, doctree):
             link.parent.replace_self(nodes.raw("", launch_buttons(app.env.docname, link["refuri"]), format="html"))
     for image in doctree.findall(nodes.image):
         # Sizes reserve the room, and pictures further down load when the reader comes near.
-        with open(ROOT / image["uri"].lstrip("/"), "rb") as file:
-            width, height = struct.unpack(">16x2I", file.read(24))
+        width, height = imagesize.get(ROOT / image["uri"].lstrip("/"))
         image["width"], image["height"], image["loading"] = str(width), str(height), "lazy"
 
 
@@ -149,10 +149,9 @@ def number_equation(env, math):
 
     Sphinx would wrap several lines in `split`, where `\\tag` is not allowed.
     """
-    tag = re.search(r"\\tag\{([\d.]+)\}", math.astext())
-    if tag:
-        math["ids"].append(equation_id(tag[1]))
-        env.numbered_equations = getattr(env, "numbered_equations", {}) | {tag[1]: env.docname}
+    for number in equation_numbers(math.astext()):
+        math["ids"].append(equation_id(number))
+        env.numbered_equations = getattr(env, "numbered_equations", {}) | {number: env.docname}
     text = rf"\[{math.astext()}\]"
     math.children, math.rawsource, math["no-wrap"] = [], text, True
     math += nodes.Text(text)
@@ -187,8 +186,8 @@ def linked(builder, docname, text, equations):
         target = None
         if part[1:-1] in equations:
             target = builder.get_relative_uri(docname, equations[part[1:-1]]) + "#" + equation_id(part[1:-1])
-        elif part[-2:] in NOTEBOOKS and part[:7].lower() == "chapter":
-            target = builder.get_relative_uri(docname, f"notebooks/{NOTEBOOKS[part[-2:]].stem}")
+        elif part[-2:] in CHAPTERS and part[:7].lower() == "chapter":
+            target = builder.get_relative_uri(docname, f"notebooks/{CHAPTERS[part[-2:]]}")
         yield nodes.reference("", part, refuri=target, internal=True) if target else nodes.Text(part)
 
 

@@ -1,17 +1,16 @@
 """Draw the pictures of the book that no notebook draws: the explorer's digits, the social card, the favicon.
 
-Usage: draw_book_art.py, once, when the weights that ship with `vae_utils` change.
+Usage: python -m tools.draw_book_art, once, when the weights that ship with `vae_utils` change.
 """
-
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from vae_utils.models import load_pretrained
+from tools.chapters import ROOT
+from vae_utils.architectures import load_pretrained
 
-STATIC = Path(__file__).parent.parent / "book" / "_static"
+STATIC = ROOT / "book" / "_static"
 
 #: The explorer's grid: book.js has the same two numbers.
 SIDE, LIMIT = 25, 2.4

@@ -5,17 +5,14 @@ the kernel that still runs, and says how long the notebook took, in which mode a
 """
 
 import json
-import re
-import runpy
 import time
-from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbFile
 
-from tools.build_notebooks import PROVENANCE
+from tools.chapters import exercises
+from tools.execute import PROVENANCE
 
-WRONG_ANSWERS = Path(__file__).parent.parent / "tests" / "exercises"
 MAY_DIFFER = ("stderr", "text/html", "image/svg+xml")
 
 #: Runs in the kernel. An exercise's check must refuse the untouched stub and the wrong answer, and pass the solution.
@@ -40,14 +37,9 @@ _started = {}
 _report = []
 
 
-def pytest_configure(config):
-    original = IPyNbFile.__init__
-
-    def init(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.skip_compare = (*self.skip_compare, *MAY_DIFFER)
-
-    IPyNbFile.__init__ = init
+def pytest_collectstart(collector):
+    if isinstance(collector, IPyNbFile):
+        collector.skip_compare += MAY_DIFFER
 
 
 def pytest_runtest_setup(item):
@@ -58,15 +50,18 @@ def pytest_runtest_teardown(item, nextitem):
     notebook = item.parent
     if nextitem is not None and nextitem.parent is notebook:
         return
-    cases = exercises(notebook)
-    reply = ask(notebook, f"EXERCISES = {json.dumps(cases)!r}\n{TRY_EXERCISES}" if cases else "")
+    tried = [
+        [e.number, e.answer, e.check, [f"{e.stub}\n{attempt}" for attempt in ("", e.wrong_answer, e.solution)]]
+        for e in exercises(notebook.nb, notebook.name[:2])
+    ]
+    reply = ask(notebook, f"EXERCISES = {json.dumps(tried)!r}\n{TRY_EXERCISES}")
     if reply["status"] != "ok":
         raise AssertionError(f"{notebook.name}: {reply['evalue']}")
     answers = {name: answer["data"]["text/plain"] for name, answer in reply["user_expressions"].items()}
     seconds = time.time() - _started[notebook]
     _report.append(
         f"{notebook.name}: {seconds:.0f} s, mode {answers['mode']}, data {answers['dataset']}, "
-        f"{len(cases)} exercises tried"
+        f"{len(tried)} exercises tried"
     )
 
 
@@ -88,23 +83,3 @@ def pytest_terminal_summary(terminalreporter):
 def ask(notebook, code):
     reply = notebook.kernel.kc.execute(code, user_expressions=PROVENANCE, reply=True, timeout=600)
     return reply["content"]
-
-
-def exercises(notebook):
-    """List [number, answer's name, check cell, [stub, wrong answer, solution]] of each exercise."""
-    tagged = {
-        tag: [cell.source for cell in notebook.nb.cells if tag in cell.metadata.get("tags", [])]
-        for tag in ("exercise", "exercise-check")
-    }
-    text = "\n".join(cell.source for cell in notebook.nb.cells if cell.cell_type == "markdown")
-    solutions = re.findall(r"<summary>Solution.*?```python\n(.*?)```", text, re.DOTALL)
-    path = WRONG_ANSWERS / f"{notebook.name[:2]}.py"
-    wrong = runpy.run_path(str(path))["WRONG"] if path.exists() else {}
-    cases = []
-    for number, (stub, check, solution) in enumerate(
-        zip(tagged["exercise"], tagged["exercise-check"], solutions, strict=True), start=1
-    ):
-        answer = re.search(r"^(?:def )?(\w+)(?: =|\()", stub, re.MULTILINE)[1]
-        sources = [f"{stub}\n{attempt}" for attempt in ("", wrong[number], solution)]
-        cases.append([number, answer, check, sources])
-    return cases

@@ -8,9 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vae_utils.data import load_mnist
+from tools.chapters import ROOT, chapters
+from vae_utils.datasets import load_mnist
 
-ROOT = Path(__file__).parent.parent
 KIT = ROOT / "offline-kit"
 BOOK = ROOT / "book" / "_build" / "html"
 
@@ -81,8 +81,8 @@ def main():
     shutil.rmtree(KIT, ignore_errors=True)
     (KIT / "notebooks").mkdir(parents=True)
     download_wheels(KIT / "wheels")
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        shutil.copyfile(path, KIT / "notebooks" / path.name)
+    for chapter in chapters():
+        shutil.copy(chapter.path, KIT / "notebooks")
     shutil.copytree(BOOK, KIT / "book")
     write_readme(KIT / "README.txt", copy_mnist(KIT / "data"))
     size = sum(path.stat().st_size for path in KIT.rglob("*") if path.is_file())

@@ -3,11 +3,12 @@
 import os
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-BUILD = Path(__file__).parent.parent / "book" / "_build"
+from tools.chapters import ROOT, chapters
+
+BUILD = ROOT / "book" / "_build"
 HTML = BUILD / "html"
 
 MARGIN = 15  # mm, of an A4 page's 210
@@ -70,11 +71,11 @@ def main():
     target = BUILD / "pdf"
     target.mkdir(parents=True, exist_ok=True)
     with open_browser() as browser:
-        for chapter in sorted((HTML / "notebooks").glob("*.html")):
-            page = lay_out(browser, chapter)
-            print_page(page, target / f"{chapter.stem}.pdf")
+        for chapter in chapters():
+            page = lay_out(browser, HTML / "notebooks" / f"{chapter}.html")
+            print_page(page, target / f"{chapter}.pdf")
             page.close()
-            print(target / f"{chapter.stem}.pdf")
+            print(target / f"{chapter}.pdf")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run each notebook twice, and compare what is checked and what was learned.
+"""Run each chapter twice, and compare what is checked and what was learned.
 
 Usage: python -m tools.repeat_notebooks [NN ...]
 
@@ -6,13 +6,10 @@ Compared are the outputs of the cells that carry `nbval-check-output`, and the w
 the end. Nothing is written.
 """
 
-import os
 import sys
 
-import jupytext
-from nbclient import NotebookClient
-
-from tools.build_notebooks import NOTEBOOKS
+from tools.chapters import chapters, code_cells, tags
+from tools.execute import execute
 
 #: Asked of a kernel when its notebook is through.
 WEIGHTS = """{
@@ -22,40 +19,23 @@ WEIGHTS = """{
 }"""
 
 
-def run(source):
+def run(chapter):
     """Return the checked outputs, cell by cell, and the digest of each model's weights."""
-    notebook = jupytext.read(source)
-    client = NotebookClient(
-        notebook, timeout=None, coalesce_streams=True, resources={"metadata": {"path": str(NOTEBOOKS)}}
-    )
-    with client.setup_kernel():
-        for index, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, index)
-        message = client.wait_for_reply(client.kc.execute("", user_expressions={"weights": WEIGHTS}))
-    answer = message["content"]["user_expressions"]["weights"]
-    if answer["status"] != "ok":
-        sys.exit(f"{source.stem}: {answer}")
-    checked = [
-        [(output.get("text"), output.get("data", {}).get("text/plain")) for output in cell.outputs]
-        for cell in notebook.cells
-        if cell.cell_type == "code" and "nbval-check-output" in cell.metadata.get("tags", [])
-    ]
-    return checked, eval(answer["data"]["text/plain"], {})
+    notebook = chapter.read_source()
+    weights = execute(notebook, {"weights": WEIGHTS}, label=chapter.name)["weights"]
+    checked = [cell.outputs for cell in code_cells(notebook) if "nbval-check-output" in tags(cell)]
+    texts = [[(output.get("text"), output.get("data", {}).get("text/plain")) for output in cell] for cell in checked]
+    return texts, weights
 
 
-def main(prefixes):
-    os.environ.setdefault("PYTHONHASHSEED", "0")
+def main(beginnings):
     different = []
-    for source in sorted(NOTEBOOKS.glob("[0-9]*.py")):
-        if not source.name.startswith(tuple(prefixes or [""])):
-            continue
-        (first, weights), (second, again) = run(source), run(source)
+    for chapter in chapters(*beginnings):
+        (first, weights), (second, again) = run(chapter), run(chapter)
         same = first == second and weights == again
-        print(
-            f"{source.stem}: {len(first)} checked outputs, {len(weights)} models:", "the same" if same else "DIFFERENT"
-        )
+        print(f"{chapter}: {len(first)} checked outputs, {len(weights)} models:", "the same" if same else "DIFFERENT")
         if not same:
-            different.append(source.stem)
+            different.append(chapter.name)
             print([name for name in weights if weights[name] != again.get(name)])
     sys.exit(bool(different))
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from vae_utils import evaluation, models
-from vae_utils.data import load_mnist
+from vae_utils import architectures, evaluation
+from vae_utils.datasets import load_mnist
+from vae_utils.models import VAE
 
-FOLDER = Path(models.__file__).parent / "weights"
+FOLDER = Path(architectures.__file__).parent / "weights"
 HELD_OUT = 5_000  # the last of the training digits, as in the chapters
 
 #: name: (builder, its arguments, how it is trained, seeds of which the one with the best validation loss is kept)
@@ -39,14 +40,14 @@ def train(name, digits):
     start = time.time()
     losses, best = {}, None
     for seed in seeds:
-        vae = fit(getattr(models, builder), arguments, recipe, seed, x_train)
+        vae = fit(getattr(architectures, builder), arguments, recipe, seed, x_train)
         losses[seed] = score(vae, x_val)
         print(name, "seed", seed, "validation −ELBO", losses[seed], flush=True)
         best = vae if losses[seed] == min(losses.values()) else best
 
     path = FOLDER / f"{name}.weights.h5"
     # Not a `.keras` file, which a Keras older than this one may refuse; and a new VAE has no optimizer to save.
-    models.VAE(best.encoder, best.decoder).save_weights(path)
+    VAE(best.encoder, best.decoder).save_weights(path)
     return {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "model": {builder: arguments},
@@ -67,7 +68,7 @@ def fit(build, arguments, recipe, seed, x_train):
     vae = build(**arguments)
     steps = recipe["epochs"] * -(-len(x_train) // recipe["batch"])
     schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - 200, warmup_target=recipe["rate"], warmup_steps=200)
-    dense = build is models.dense_vae  # XLA speeds up matrix products on a CPU, and slows down convolutions
+    dense = build is architectures.dense_vae  # XLA speeds up matrix products on a CPU, and slows down convolutions
     vae.compile(keras.optimizers.Adam(schedule), jit_compile=dense, steps_per_execution=50 if dense else 10)
     vae.fit(x_train, batch_size=recipe["batch"], epochs=recipe["epochs"], verbose=2)
     return vae

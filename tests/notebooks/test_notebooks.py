@@ -1,37 +1,33 @@
 """What every notebook must keep: pairs, fresh outputs, alt text, the Colab cell, equations with checks, exercises."""
 
 import ast
-import importlib.util
 import re
-from pathlib import Path
+from itertools import zip_longest
 
 import jupytext
 import nbformat
 import pytest
+from jupytext.config import load_jupytext_config
 
-from tools.build_notebooks import code_hash
+from tools.chapters import (
+    chapters,
+    code_cells,
+    code_hash,
+    equation_numbers,
+    equations,
+    exercises,
+    figure_name,
+    figures,
+    markdown,
+    tags,
+    warnings_in,
+)
 from tools.set_slug import current_slug
 
-ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-NAMES = [path.stem for path in SOURCES]
+CHAPTERS = chapters()
 COMPARED = ("tags", "mystnb", "nbgrader")
 
-
-def read(name):
-    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-
-
-def read_source(name):
-    return jupytext.read(ROOT / "notebooks" / f"{name}.py")
-
-
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def tags(cell):
-    return cell.metadata.get("tags", [])
+every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=str)
 
 
 def comparable(notebook):
@@ -65,34 +61,24 @@ def output_faults(notebook):
         for output in cell.outputs:
             if output.output_type == "error":
                 faults.append(f"cell [{number}] holds an error")
-            if output.get("name") == "stderr" or "WARNING" in output.get("text", ""):  # TensorFlow's go to stdout
-                faults.append(f"cell [{number}] holds a warning: {output.text[:200]}")
+        faults += [f"cell [{number}] holds a warning: {text[:200]}" for text in warnings_in(cell.outputs)]
         if "nbval-check-output" in tags(cell) and not cell.outputs:
             faults.append(f"cell [{number}] is to be compared but has no output")
     return faults
 
 
-def figures(notebook):
-    for cell in code_cells(notebook):
-        for output in cell.outputs:
-            if "image/png" in output.get("data", {}):
-                yield cell, output
-
-
-def equation_faults(notebook):
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    blocks = re.findall(r"\$\$(.*?)\$\$", text, re.DOTALL)
-    labels = [re.findall(r"\\tag\{([\d.]+)\}", block) for block in blocks]
+def equation_faults(notebook, number):
+    """Say which equations of chapter `number` ("02") are not checked, and which checks have no equation."""
+    blocks = equations(markdown(notebook))
+    labels = [equation_numbers(block) for block in blocks]
     faults = [f"{len(found)} tags in: {block}" for block, found in zip(blocks, labels, strict=True) if len(found) != 1]
-    equations = [found[0] for found in labels if found]
+    numbers = [found[0] for found in labels if found]
     checks = {tag.removeprefix("eq-"): cell for cell in code_cells(notebook) for tag in tags(cell) if tag[:3] == "eq-"}
-    faults += [f"equation {e} has no check" for e in equations if e not in checks]
-    faults += [f"check eq-{e} has no equation" for e in checks if e not in equations]
+    faults += [f"equation {e} has no check" for e in numbers if e not in checks]
+    faults += [f"check eq-{e} has no equation" for e in checks if e not in numbers]
     faults += [f"eq-{e} asserts nothing" for e, cell in checks.items() if not asserts(cell.source)]
-    chapter = int(Path(notebook.metadata.get("name", "0")).stem[:2] or 0)
-    expected = [f"{chapter}.{k}" for k in range(1, len(equations) + 1)]
-    if equations != expected:
-        faults.append(f"equations are numbered {equations}")
+    if numbers != [f"{int(number)}.{k}" for k in range(1, len(numbers) + 1)]:
+        faults.append(f"equations are numbered {numbers}")
     return faults
 
 
@@ -106,43 +92,50 @@ def asserts(code):
     return False
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_pair_in_step(name):
-    assert not pair_faults(read(name), read_source(name)), "run `make notebooks`"
+@every_chapter
+def test_pair_in_step(chapter):
+    assert not pair_faults(chapter.read(), chapter.read_source()), "run `make notebooks`"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_outputs_are_those_of_a_full_run_on_mnist(name):
-    assert not output_faults(read(name)), "run `make notebooks`"
+@every_chapter
+def test_source_is_what_jupytext_would_write(chapter):
+    """So that saving from JupyterLab changes nothing. In a caption, jupytext spells σ as \\u03c3: write $\\sigma$."""
+    config = load_jupytext_config(str(chapter.source))
+    written = jupytext.writes(chapter.read_source(), "py:percent", config=config)
+    ours, theirs = chapter.source.read_text("utf-8").splitlines(), written.splitlines()
+    changed = [(number, line) for number, (line, other) in enumerate(zip_longest(ours, theirs), 1) if line != other]
+    assert not changed
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_figures_have_caption_name_and_alt_text(name):
+@every_chapter
+def test_outputs_are_those_of_a_full_run_on_mnist(chapter):
+    assert not output_faults(chapter.read()), "run `make notebooks`"
+
+
+@every_chapter
+def test_figures_have_caption_name_and_alt_text(chapter):
     seen = set()
-    for cell, _ in figures(read(name)):
+    for cell, _ in figures(chapter.read()):
         mystnb = cell.metadata.get("mystnb", {})
         assert len(mystnb.get("figure", {}).get("caption", "")) > 10, cell.source
         assert len(mystnb.get("image", {}).get("alt", "")) > 40, cell.source
-        figure_name = mystnb["figure"]["name"]
-        assert figure_name not in seen, figure_name
-        seen.add(figure_name)
+        name = figure_name(cell)
+        assert name not in seen, name
+        seen.add(name)
     assert seen, "a chapter without a figure"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_equations_and_checks_match(name):
-    notebook = read_source(name)
-    notebook.metadata["name"] = name
-    assert not equation_faults(notebook)
+@every_chapter
+def test_equations_and_checks_match(chapter):
+    assert not equation_faults(chapter.read_source(), chapter.number)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_shape_of_a_chapter(name):
-    notebook = read_source(name)
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    first = notebook.cells[0].source
+@every_chapter
+def test_shape_of_a_chapter(chapter):
+    notebook = chapter.read_source()
+    text, first = markdown(notebook), notebook.cells[0].source
     assert first.startswith("# ")
-    assert f"github/{current_slug()}/blob/main/notebooks/{name}.ipynb" in first
+    assert f"github/{current_slug()}/blob/main/notebooks/{chapter}.ipynb" in first
     for part in ("**What you'll do.**", "**What you'll learn", "**What you'll need", "**Time.**"):
         assert part in first, part
     assert all(cell.source.strip() for cell in notebook.cells), "Lab shows an empty cell as 'Type Markdown and LaTeX'"
@@ -155,66 +148,35 @@ def test_shape_of_a_chapter(name):
 
 
 def test_colab_cell_is_the_same_everywhere():
-    first = {code_cells(read_source(name))[0].source for name in NAMES}
+    first = {code_cells(chapter.read_source())[0].source for chapter in CHAPTERS}
     assert len(first) == 1
     assert f"git+https://github.com/{current_slug()}@main" in first.pop()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_of_the_machine_leaks(name):
-    text = (ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8")
-    leak = re.search(r"(?<![\w./~-])/(home|root|Users|work|mnt|tmp)/\w|/site-packages/", text)
-    assert not leak, text[leak.start() - 80 : leak.end() + 80]
-
-
-# The exercises: a check must fail on the untouched stub and on a plausible wrong answer, and pass on the solution.
-
-
-def exercises(name):
-    notebook = read_source(name)
-    stubs = [cell.source for cell in notebook.cells if "exercise" in tags(cell)]
-    checks = [cell.source for cell in notebook.cells if "exercise-check" in tags(cell)]
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    solutions = re.findall(r"<summary>Solution.*?```python\n(.*?)```", text, re.DOTALL)
-    return stubs, checks, solutions
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_exercises_come_with_checks_solutions_and_wrong_answers(name):
-    stubs, checks, solutions = exercises(name)
-    assert len(stubs) == len(checks) == len(solutions) >= 4
-    assert sorted(wrong_answers(name)) == list(range(1, len(stubs) + 1))
-
-
-def wrong_answers(name):
-    path = ROOT / "tests" / "exercises" / f"{name[:2]}.py"
-    spec = importlib.util.spec_from_file_location(f"wrong_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.WRONG
+@every_chapter
+def test_exercises_come_with_checks_solutions_and_wrong_answers(chapter):
+    """`make test` also tries them: a check refuses the stub and the wrong answer, and passes the solution."""
+    assert len(exercises(chapter.read_source(), chapter.number)) >= 4
 
 
 # Deliberate damage: what the checks above are for, they find.
 
 
 @pytest.fixture
-def chapter():
-    name = NAMES[-1]
-    notebook, source = read(name), read_source(name)
-    notebook.metadata["name"] = source.metadata["name"] = name
-    return notebook, source
+def pair():
+    return CHAPTERS[-1].read(), CHAPTERS[-1].read_source()
 
 
-def test_damage_to_a_pair_is_found(chapter):
-    notebook, source = chapter
+def test_damage_to_a_pair_is_found(pair):
+    notebook, source = pair
     notebook.cells[0].source += " "
     assert not pair_faults(notebook, source), "blanks at the end are no difference"
     notebook.cells[0].source += "!"
     assert pair_faults(notebook, source)
 
 
-def test_a_lost_cell_and_a_lost_tag_are_found(chapter):
-    notebook, source = chapter
+def test_a_lost_cell_and_a_lost_tag_are_found(pair):
+    notebook, source = pair
     tagged = next(cell for cell in notebook.cells if tags(cell))
     tagged.metadata["tags"] = []
     assert pair_faults(notebook, source)
@@ -222,14 +184,14 @@ def test_a_lost_cell_and_a_lost_tag_are_found(chapter):
     assert "cells in the .ipynb" in pair_faults(notebook, source)[0]
 
 
-def test_stale_outputs_are_found(chapter):
-    notebook, _ = chapter
+def test_stale_outputs_are_found(pair):
+    notebook, _ = pair
     code_cells(notebook)[-1].source += "\n1 + 1"
     assert output_faults(notebook)[0].startswith("stale")
 
 
-def test_outputs_from_elsewhere_are_found(chapter):
-    notebook, _ = chapter
+def test_outputs_from_elsewhere_are_found(pair):
+    notebook, _ = pair
     notebook.metadata["vae_utils"].update(mode="quick", dataset="optical-digits")
     code_cells(notebook)[1].execution_count = 99
     code_cells(notebook)[2].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
@@ -239,11 +201,28 @@ def test_outputs_from_elsewhere_are_found(chapter):
         assert fault in faults
 
 
-def test_a_missing_and_an_empty_check_are_found(chapter):
-    _, source = chapter
+def test_a_missing_and_an_empty_check_are_found(pair):
+    _, source = pair
     checks = [cell for cell in code_cells(source) if any(tag[:3] == "eq-" for tag in tags(cell))]
     checks[0].source = "assert True"
-    assert any("asserts nothing" in fault for fault in equation_faults(source))
+    assert any("asserts nothing" in fault for fault in equation_faults(source, CHAPTERS[-1].number))
     checks[0].metadata["tags"] = ["eq-99.1"]
-    faults = " ".join(equation_faults(source))
+    faults = " ".join(equation_faults(source, CHAPTERS[-1].number))
     assert "has no check" in faults and "check eq-99.1 has no equation" in faults
+
+
+@pytest.mark.parametrize("damage", ["no check", "no solution", "no wrong answer", "an answer too many"])
+def test_an_exercise_with_a_part_missing_is_found(pair, monkeypatch, tmp_path, damage):
+    _, source = pair
+    number, wrong = CHAPTERS[-1].number, [e.wrong_answer for e in exercises(source, CHAPTERS[-1].number)]
+    if damage == "no check":
+        source.cells = [cell for cell in source.cells if "exercise-check" not in tags(cell)]
+    elif damage == "no solution":
+        for cell in source.cells:
+            cell.source = cell.source.replace("<summary>Solution", "<summary>Hint")
+    else:
+        wrong = wrong[1:] if damage == "no wrong answer" else [*wrong, "x = 1"]
+        (tmp_path / f"{number}.py").write_text(f"WRONG = {dict(enumerate(wrong, start=1))!r}", "utf-8")
+        monkeypatch.setattr("tools.chapters.WRONG_ANSWERS", tmp_path)
+    with pytest.raises(ValueError, match=f"Chapter {number} has"):
+        exercises(source, number)

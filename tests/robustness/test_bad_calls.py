@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from vae_utils import plotting
-from vae_utils.data import batches, binarize, load_mnist
+from vae_utils.architectures import conv_vae, dense_vae
+from vae_utils.datasets import binarize, load_mnist
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from vae_utils.evaluation import elbo, grid_log_likelihood, log_likelihood, reconstruction_floor
 from vae_utils.layers import Sampling, reparameterize
-from vae_utils.models import VAE, conv_vae, dense_vae
+from vae_utils.models import VAE
+from vae_utils.training import dataset_from_arrays
 
 matplotlib.use("Agg")
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.robustness
 
 IMAGE = (4, 4, 1)
 NUMBERS = ("f2", "f4", "f8", "i1", "u1", "i8", "b1")
@@ -139,9 +141,9 @@ def test_validation_images(vae, tried, x, split):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it makes a tf.data.Dataset")
 @cases(80)
 @given(data=objects_or(arrays((*SHAPES, ()))), other=st.none() | arrays([(2,), (2, 3), (3,)]))
-def test_batches(tried, data, other):
+def test_dataset_from_arrays(tried, data, other):
     parts = [part for part in (data, other) if part is not None]
-    result = outcome(lambda: batches(data if other is None else (data, other), 2), "`data` must")
+    result = outcome(lambda: dataset_from_arrays(data if other is None else (data, other), 2), "`data` must")
     rows = data is not None and all(is_real(part) and part.shape and len(part) for part in parts)
     assert (result is not None) == (rows and len({len(part) for part in parts}) == 1), data
     if result is not None:
@@ -349,10 +351,10 @@ def test_sampling(tried, inputs):
     tried()
 
 
-@pytest.mark.parametrize("offline", ["yes", 1, True, b"optical-digits", ["optical-digits"]])
-def test_offline(tried, offline):
-    with pytest.raises(ValueError, match="`offline` must be"):
-        load_mnist(offline=offline)
+@pytest.mark.parametrize("fallback", ["yes", 1, True, b"optical-digits", ["optical-digits"]])
+def test_fallback(tried, fallback):
+    with pytest.raises(ValueError, match="`fallback` must be"):
+        load_mnist(fallback=fallback)
     tried()
 
 

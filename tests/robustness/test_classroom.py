@@ -5,14 +5,13 @@
 
 import hashlib
 import os
-import resource
 import shutil
 import subprocess
 import sys
 
-import nbformat
 import pytest
-from conftest import ROOT
+
+from tools.chapters import NOTEBOOKS, ROOT, chapters
 
 pytestmark = [pytest.mark.classroom, pytest.mark.skipif(os.name != "posix", reason="mounts and measures as POSIX does")]
 LEARNERS = 12
@@ -28,7 +27,7 @@ AUTOGRAPH = "__autograph_generated_file"
 def handout(tmp_path):
     """The chapters on a disk that is read-only for everyone, root included."""
     folder = tmp_path / "handout"
-    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns("*.py", ".ipynb_checkpoints"))
+    shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns("*.py", ".ipynb_checkpoints"))
     bind = [["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]]
     mounted = all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in bind)
     if not mounted:
@@ -43,6 +42,8 @@ def handout(tmp_path):
 
 
 def test_twelve_kernels_at_once_and_every_chapter(handout, tmp_path, tried):
+    import resource
+
     home, temporary = tmp_path / "home", tmp_path / "temporary"
     home.mkdir(), temporary.mkdir()
     places = {
@@ -53,19 +54,18 @@ def test_twelve_kernels_at_once_and_every_chapter(handout, tmp_path, tried):
     }
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-x"]
     command += ["-p", "no:python", "-p", "no:cacheprovider", "-p", "tools.nbval_plugin", "--rootdir", handout]
-    chapters = sorted(handout.glob("*.ipynb"))
-    [chapter_03] = handout.glob("03*.ipynb")
+    every, [chapter_03] = chapters(folder=handout), chapters("03", folder=handout)
     before = digest(handout)
     learners = [
         subprocess.Popen(
-            [*command, chapter],
+            [*command, chapter.path],
             cwd=handout,
             env={**os.environ, **places, "VAE_UTILS_QUICK": "1", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for chapter in [chapter_03] * LEARNERS + [chapter for chapter in chapters if chapter != chapter_03]
+        for chapter in [chapter_03] * LEARNERS + [chapter for chapter in every if chapter != chapter_03]
     ]
     for learner in learners:
         output, _ = learner.communicate(timeout=1_200)
@@ -75,7 +75,7 @@ def test_twelve_kernels_at_once_and_every_chapter(handout, tmp_path, tried):
     left = [path for path in temporary.rglob("*") if path.is_file() and not path.name.startswith(AUTOGRAPH)]
     assert not left, "a chapter left temporary files"
     unit = 1 if sys.platform == "darwin" else 1_024
-    in_full = [nbformat.read(chapter, 4).metadata["vae_utils"]["peak_memory_mb"] for chapter in chapters]
+    in_full = [chapter.read().metadata["vae_utils"]["peak_memory_mb"] for chapter in every]
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6 < max(in_full)
     tried(len(learners))
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, npz
+from archives import npz
 
-from vae_utils import data
-from vae_utils.data import DataError, load_mnist
+from tools.chapters import ROOT
+from vae_utils import _mnist
+from vae_utils.datasets import DataError, load_mnist
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name != "posix", reason="kills and mounts as POSIX does")]
+pytestmark = [pytest.mark.robustness, pytest.mark.skipif(os.name != "posix", reason="kills and mounts as POSIX does")]
 
 SILENCE, LIMIT = 1, 3  # seconds, in place of the real 20 and 600
 
@@ -196,11 +197,11 @@ def server(small, monkeypatch, tmp_path):
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(data, "MNIST", digests)
-    monkeypatch.setattr(data, "URL", server.url)
-    monkeypatch.setattr(data, "URL_SHA256", hashlib.sha256(server.content).hexdigest())
-    monkeypatch.setattr(data, "TIMEOUT_SECONDS", SILENCE)
-    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", LIMIT)
+    monkeypatch.setattr(_mnist, "MNIST", digests)
+    monkeypatch.setattr(_mnist, "URL", server.url)
+    monkeypatch.setattr(_mnist, "URL_SHA256", hashlib.sha256(server.content).hexdigest())
+    monkeypatch.setattr(_mnist, "TIMEOUT_SECONDS", SILENCE)
+    monkeypatch.setattr(_mnist, "DOWNLOAD_SECONDS", LIMIT)
     yield server
     server.shutdown()
     server.server_close()
@@ -244,15 +245,15 @@ def test_what_a_server_may_not_do(server, small, tried, behave):
 
 
 def test_the_limits_are_stated_in_seconds():
-    assert (data.TIMEOUT_SECONDS, data.DOWNLOAD_SECONDS) == (20, 600)
+    assert (_mnist.TIMEOUT_SECONDS, _mnist.DOWNLOAD_SECONDS) == (20, 600)
 
 
 def test_no_network_at_all(server, monkeypatch, tried):
     for address in ("http://127.0.0.1:9/mnist.npz", "http://nobody.invalid/mnist.npz", "http://[::1]:9/mnist.npz"):
-        monkeypatch.setattr(data, "URL", address)
+        monkeypatch.setattr(_mnist, "URL", address)
         with pytest.raises(DataError, match="Go online, or set VAE_UTILS_DATA"):
             load_mnist()
-        assert load_mnist(offline="optical-digits").name == "optical-digits"
+        assert load_mnist(fallback="optical-digits").name == "optical-digits"
         assert cache() == []
         tried()
 
@@ -355,17 +356,17 @@ def test_a_partial_file_in_the_cache_is_named_and_kept(server, small, tried, lef
 
 LOADER = """
 import hashlib, json, sys
-from vae_utils import data
+from vae_utils import _mnist, datasets
 
-data.URL, data.URL_SHA256, digests = json.loads(sys.argv[1])
-data.MNIST = {name: (digest, tuple(shape)) for name, (digest, shape) in digests.items()}
-print(hashlib.sha256(data.load_mnist().x_train.tobytes()).hexdigest())
+_mnist.URL, _mnist.URL_SHA256, digests = json.loads(sys.argv[1])
+_mnist.MNIST = {name: (digest, tuple(shape)) for name, (digest, shape) in digests.items()}
+print(hashlib.sha256(datasets.load_mnist().x_train.tobytes()).hexdigest())
 """
 
 
 def loader(home, server, **options):
     """Start another Python that loads the digits with the cache in `home`."""
-    settings = json.dumps([server.url, data.URL_SHA256, data.MNIST])
+    settings = json.dumps([server.url, _mnist.URL_SHA256, _mnist.MNIST])
     return subprocess.Popen(
         [sys.executable, "-c", LOADER, settings],
         cwd=ROOT,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vae_utils.models import conv_vae, dense_vae
+from vae_utils.architectures import conv_vae, dense_vae
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.robustness
 
 COMPILED = [{"jit_compile": False}, {"jit_compile": True}, {"jit_compile": False, "steps_per_execution": 4}]
 

@@ -19,11 +19,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
 
-from vae_utils.models import dense_vae
+from tools.chapters import ROOT
+from vae_utils.architectures import dense_vae
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")]
+pytestmark = [pytest.mark.robustness, pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")]
 
 EPOCHS, BATCHES, PAUSE = 6, 6, 0.03
 TRAIN = str(Path(__file__).parent / "train.py")

@@ -10,13 +10,14 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vae_utils.models import VAE, dense_vae
+from tools.chapters import ROOT
+from vae_utils.architectures import dense_vae
+from vae_utils.models import VAE
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.robustness
 
 LAST_RELEASE = Path(__file__).parent / "vae-0.1.0.keras"
 

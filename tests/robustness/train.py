@@ -11,7 +11,7 @@ import time
 import keras
 import numpy as np
 
-from vae_utils.models import dense_vae
+from vae_utils.architectures import dense_vae
 
 
 class Slow(keras.callbacks.Callback):

@@ -4,17 +4,17 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
+import nbformat
 import numpy as np
 import pytest
 
 from benchmarks import ablation, base, floor, footprint, likelihood, recipes, scaling, table, training
 from benchmarks.__main__ import rows_named
-from vae_utils.models import conv_vae, dense_vae
+from tools.chapters import ROOT, chapters
+from vae_utils.architectures import conv_vae, dense_vae
 
-ROOT = Path(__file__).parent.parent
 KEYS = {"name", "ours", "theirs", "unit", "ratio", "spread", "target", "met"}
 NAMES = [
     "dense-epoch",
@@ -158,6 +158,8 @@ def test_a_setting_is_measured_beside_the_same_training_without_it(monkeypatch, 
         return ([1.0], [2.0]), ""
 
     monkeypatch.setattr(training, "pair", pair)
+    for settings, steps in ((training.DENSE, 50), (training.CONV, 10)):  # also where the tests run in quick mode
+        monkeypatch.setitem(settings, "steps_per_execution", steps)
     check_row(base.ROWS[name]())
 
 
@@ -201,11 +203,10 @@ def test_trainings_that_mostly_stop_short_give_a_row_that_says_so(monkeypatch, t
 
 
 def test_memory_is_read_from_the_notebooks(monkeypatch, tmp_path):
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
     for name, peak in (("01_a", 500), ("02_b", 2_000)):
-        (folder / f"{name}.ipynb").write_text(json.dumps({"metadata": {"vae_utils": {"peak_memory_mb": peak}}}))
-    monkeypatch.setattr(footprint, "ROOT", tmp_path)
+        notebook = nbformat.v4.new_notebook(metadata={"vae_utils": {"peak_memory_mb": peak}})
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    monkeypatch.setattr(footprint, "chapters", lambda: chapters(folder=tmp_path))
     row = base.ROWS["memory"]()
     assert (row["ours"], row["met"]) == (2.0, False)
     assert "12 learners" in row["note"] and "01: 0.50 GB" in row["note"]

@@ -8,22 +8,31 @@ import subprocess
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from tools.chapters import (
+    ROOT,
+    chapters,
+    code_cells,
+    count_equations,
+    equation_numbers,
+    figure_name,
+    markdown,
+    without_code,
+)
 from tools.print_book import HTML, lay_out, open_browser, print_page
 from tools.set_slug import current_slug
 
 pytestmark = pytest.mark.book
-ROOT = Path(__file__).parent.parent
-CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+CHAPTERS = chapters()
 FRONT_AND_BACK = sorted(path.stem for path in (ROOT / "book").glob("*.md"))
-PAGES = [*(f"book/{name}.html" for name in FRONT_AND_BACK), *(f"notebooks/{name}.html" for name in CHAPTERS)]
+PAGES = [*(f"book/{name}.html" for name in FRONT_AND_BACK), *(f"notebooks/{chapter}.html" for chapter in CHAPTERS)]
 OTHER_PAGES = ["search.html"]
+every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=str)
 VIEWS = [(width, theme) for width in (360, 1280) for theme in ("light", "dark")]
 VIEW_NAMES = [f"{width}-{theme}" for width, theme in VIEWS]
 
@@ -51,9 +60,14 @@ LOAD_PICTURES = """async () => {
 }"""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    """Without a book, no test here says anything."""
+    assert (HTML / "book" / "index.html").exists(), "run `make book` first"
+
+
 @pytest.fixture(scope="module")
 def browser():
-    assert (HTML / "book" / "index.html").exists(), "run `make book` first"
     with open_browser() as browser:
         yield browser
 
@@ -94,22 +108,12 @@ def go(page, address):
 
 
 def source_text(page):
-    """Return the Markdown behind a page, its code left out."""
+    """Return the Markdown behind a page, the captions of its figures included, its code left out."""
     if page.startswith("book/"):
-        text = (ROOT / page).with_suffix(".md").read_text("utf-8")
-        fences = r"```(?!\{figure\}).*?```"
-    else:
-        cells = nbformat.read((ROOT / page).with_suffix(".ipynb"), as_version=4).cells
-        captions = [cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "") for cell in cells]
-        text = "\n\n".join([cell.source for cell in cells if cell.cell_type == "markdown"] + captions)
-        fences = r"```.*?```"
-    return re.sub(r"`[^`\n]*`", "", re.sub(fences, "", text, flags=re.DOTALL))
-
-
-def count_equations(text):
-    blocks = re.findall(r"\$\$.*?\$\$", text, re.DOTALL)
-    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
-    return len(blocks), len(re.findall(r"\$[^$]+?\$", text))
+        return without_code((ROOT / page).with_suffix(".md").read_text("utf-8"))
+    notebook = nbformat.read((ROOT / page).with_suffix(".ipynb"), as_version=4)
+    captions = [cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "") for cell in notebook.cells]
+    return without_code("\n\n".join([markdown(notebook), *captions]))
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=VIEW_NAMES)
@@ -139,10 +143,10 @@ def test_every_page_is_whole(browser, base, view):
     assert not faults
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_wide_equations_scroll_alone_and_from_their_beginning(browser, server, name):
+@every_chapter
+def test_wide_equations_scroll_alone_and_from_their_beginning(browser, server, chapter):
     page = new_page(browser, server, 360)
-    go(page, f"{server}/notebooks/{name}.html")
+    go(page, f"{server}/notebooks/{chapter}.html")
     lost = page.evaluate(
         """() => [...document.querySelectorAll(".math")].filter((box) => {
             const [outer, inner] = [box, box.firstElementChild].map((element) => element.getBoundingClientRect());
@@ -206,10 +210,10 @@ def test_links_resolve(links):
     assert not faults
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_opens_elsewhere(links, name):
-    hrefs = links[f"notebooks/{name}.html"][1]
-    notebook = f"{current_slug()}/blob/main/notebooks/{name}.ipynb"
+@every_chapter
+def test_a_chapter_opens_elsewhere(links, chapter):
+    hrefs = links[f"notebooks/{chapter}.html"][1]
+    notebook = f"{current_slug()}/blob/main/notebooks/{chapter}.ipynb"
     assert [href for href in hrefs if "colab.research" in href] == [
         f"https://colab.research.google.com/github/{notebook}"
     ]
@@ -217,28 +221,27 @@ def test_a_chapter_opens_elsewhere(links, name):
         f"https://kaggle.com/kernels/welcome?src=https://github.com/{notebook}"
     ]
     download = next(href for href in hrefs if "_sources/" in href)
-    original = (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
-    assert (HTML / "notebooks" / download).resolve().read_bytes() == original
+    assert (HTML / "notebooks" / download).resolve().read_bytes() == chapter.path.read_bytes()
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_equations_can_be_linked_to(links, name):
-    ids, hrefs = links[f"notebooks/{name}.html"]
-    text = source_text(f"notebooks/{name}.ipynb")
-    for number in re.findall(r"\\tag\{([\d.]+)\}", text):
+@every_chapter
+def test_equations_can_be_linked_to(links, chapter):
+    ids, hrefs = links[f"notebooks/{chapter}.html"]
+    text = source_text(f"notebooks/{chapter}.ipynb")
+    for number in equation_numbers(text):
         assert f"eq-{number.replace('.', '-')}" in ids
-    mentioned = re.search(rf"\(({int(name[:2])}\.\d+)\)", re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL))
+    mentioned = re.search(rf"\(({int(chapter.number)}\.\d+)\)", re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL))
     assert f"#eq-{mentioned[1].replace('.', '-')}" in [href[href.find("#") :] for href in hrefs]
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_figures_are_numbered_with_caption(browser, server, name):
+@every_chapter
+def test_figures_are_numbered_with_caption(browser, server, chapter):
     page = new_page(browser, server)
-    go(page, f"{server}/notebooks/{name}.html")
+    go(page, f"{server}/notebooks/{chapter}.html")
     numbers = page.locator("figcaption .caption-number").all_text_contents()
-    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
-    figures = [cell for cell in cells if "figure" in cell.metadata.get("mystnb", {})]
-    assert [number.strip() for number in numbers] == [f"Figure {int(name[:2])}.{k + 1}" for k in range(len(figures))]
+    figures = [cell for cell in chapter.read().cells if figure_name(cell)]
+    expected = [f"Figure {int(chapter.number)}.{k + 1}" for k in range(len(figures))]
+    assert [number.strip() for number in numbers] == expected
     page.close()
 
 
@@ -265,10 +268,10 @@ def test_search_starts_from_the_keyboard(browser, base):
     page.close()
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_solution_opens_with_the_keyboard(browser, server, name):
+@every_chapter
+def test_a_solution_opens_with_the_keyboard(browser, server, chapter):
     page = new_page(browser, server)
-    go(page, f"{server}/notebooks/{name}.html#exercises")
+    go(page, f"{server}/notebooks/{chapter}.html#exercises")
     solution = page.locator("details").first
     assert not solution.locator("pre").first.is_visible()
     for _ in range(60):
@@ -288,8 +291,7 @@ def test_code_can_be_copied(browser, server):
     cell.hover()
     cell.locator("button.copybtn").click()
     page.wait_for_function("async () => (await navigator.clipboard.readText()).length > 0")
-    notebook = nbformat.read(ROOT / "notebooks" / f"{CHAPTERS[-1]}.ipynb", as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"][1]
+    code = code_cells(CHAPTERS[-1].read())[1].source
     assert page.evaluate("navigator.clipboard.readText()").strip() == code.strip()
     context.close()
 
@@ -351,7 +353,7 @@ def test_buttons_show_their_icons(browser, server):
 
 
 def test_weight():
-    """The whole book is under 15 MB; a page's first view, sent as GitHub Pages sends it, under 1.5 MB."""
+    """The whole book is under 15 MB; a page's first view, sent as GitHub Pages sends it, under 1.5 MB (below)."""
     assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) < 15e6
 
 
@@ -370,9 +372,9 @@ def test_first_view_is_light(browser, server, path):
     assert size < 1.5e6
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_prints(browser, tmp_path, name):
-    page = lay_out(browser, HTML / "notebooks" / f"{name}.html")
+@every_chapter
+def test_a_chapter_prints(browser, tmp_path, chapter):
+    page = lay_out(browser, HTML / "notebooks" / f"{chapter}.html")
     clipped = page.evaluate(
         """() => [...document.querySelectorAll(".math, figure img, div.highlight pre")]
             .filter((box) => {
@@ -391,16 +393,16 @@ def test_a_chapter_prints(browser, tmp_path, name):
     print_page(page, tmp_path / "chapter.pdf")
     page.close()
     sheets = len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "chapter.pdf").read_bytes()))
-    words = len(source_text(f"notebooks/{name}.ipynb").split())
+    words = len(source_text(f"notebooks/{chapter}.ipynb").split())
     assert words / 400 < sheets < words / 50
 
 
 def test_further_reading_is_in_the_bibliography(links):
     cited = set(links["book/bibliography.html"][1])
-    for name in CHAPTERS:
-        text = source_text(f"notebooks/{name}.ipynb").split("## Further reading")[1]
+    for chapter in CHAPTERS:
+        text = source_text(f"notebooks/{chapter}.ipynb").split("## Further reading")[1]
         missing = [url for url in re.findall(r"\]\((https?://[^)\s]+)\)", text) if url not in cited]
-        assert not missing, name
+        assert not missing, chapter
 
 
 def test_social_card_and_favicon(browser, server):
@@ -423,9 +425,9 @@ def hub_faults(links, slug):
         {
             "repo": [f"https://github.com/{slug}"],
             "branch": ["main"],
-            "urlpath": [f"lab/tree/{folder}/notebooks/{name}.ipynb"],
+            "urlpath": [f"lab/tree/{folder}/notebooks/{chapter}.ipynb"],
         }
-        for name in CHAPTERS
+        for chapter in CHAPTERS
     ]
     parts = [urlsplit(link) for link in links]
     faults = [] if [parse_qs(part.query, strict_parsing=True) for part in parts] == wanted else ["other parameters"]
@@ -459,9 +461,9 @@ def test_the_memory_table_is_that_of_the_notebooks(browser, server):
     go(page, f"{server}/book/class.html")
     rows = [row.locator("td").all_text_contents() for row in page.locator("table tbody tr").all()]
     page.close()
-    assert [row[0] for row in rows] == [name[:2] for name in CHAPTERS]
-    for name, (_, peak, fits, learners) in zip(CHAPTERS, rows, strict=True):
-        facts = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).metadata["vae_utils"]
+    assert [row[0] for row in rows] == [chapter.number for chapter in CHAPTERS]
+    for chapter, (_, peak, fits, learners) in zip(CHAPTERS, rows, strict=True):
+        facts = chapter.read().metadata["vae_utils"]
         if "peak_memory_mb" not in facts:
             assert peak == "not recorded"
             continue

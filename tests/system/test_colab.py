@@ -8,19 +8,19 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from tools.chapters import ROOT, chapters, code_cells
 from tools.set_slug import current_slug
 
-ROOT = Path(__file__).parent.parent
 VENV = ROOT / ".venv-colab"
 PYTHON = VENV / "bin" / "python"
-CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+VERSIONS = ROOT / "tests" / "constraints" / "colab.txt"
+CHAPTERS = chapters()
 ADDRESS = f"https://github.com/{current_slug()}"
 
 pytestmark = pytest.mark.colab
@@ -98,14 +98,6 @@ def runtime(repository, tmp_path, monkeypatch):
     return execute
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def read(path):
-    return nbformat.read(path, as_version=4)
-
-
 def text_of(outputs):
     return "".join(output.get("text", "") for output in outputs)
 
@@ -116,15 +108,15 @@ def pictures(outputs):
 
 def test_environment_has_the_versions_of_the_list():
     have = installed()
-    pins = re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "tests" / "colab.txt").read_text("utf-8"), re.MULTILINE)
+    pins = re.findall(r"^([\w-]+)==([\d.]+)", VERSIONS.read_text("utf-8"), re.MULTILINE)
     wrong = {name: have.get(name) for name, version in pins if have.get(name) != version}
     assert set(wrong) <= {"tensorflow", "tensorflow-cpu"} and len(wrong) == 1, "all but one of TensorFlow's two names"
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
-def test_chapter_runs_and_changes_no_package(path, runtime):
-    stored = pictures([cell.outputs for cell in code_cells(read(path))])
-    outputs = runtime(read(path))
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=str)
+def test_chapter_runs_and_changes_no_package(chapter, runtime):
+    stored = pictures([cell.outputs for cell in code_cells(chapter.read())])
+    outputs = runtime(chapter.read())
     # A restart is asked for when a package is installed that was imported already. This one was not there.
     assert set(runtime.changed) == {"vae-utils"}
     assert "rror" not in text_of(outputs[0])
@@ -133,7 +125,7 @@ def test_chapter_runs_and_changes_no_package(path, runtime):
 
 
 def test_failed_install_stops_in_the_first_cell_and_says_why(runtime, tmp_path):
-    notebook = read(CHAPTERS[0])
+    notebook = CHAPTERS[0].read()
     with pytest.raises(CellExecutionError, match="No module named 'vae_utils'") as stopped:
         runtime(notebook, address=tmp_path / "gone.git")
     assert "is this notebook online?" in str(stopped.value)
@@ -145,7 +137,7 @@ def test_failed_install_stops_in_the_first_cell_and_says_why(runtime, tmp_path):
 
 def test_first_cell_installs_on_kaggle_too(runtime):
     """Kaggle builds on Colab's image; it has no google.colab, and sets a variable of its own."""
-    outputs = runtime(read(CHAPTERS[0]), modules=(), variables={"KAGGLE_KERNEL_RUN_TYPE": "Interactive"})
+    outputs = runtime(CHAPTERS[0].read(), modules=(), variables={"KAGGLE_KERNEL_RUN_TYPE": "Interactive"})
     assert set(runtime.changed) == {"vae-utils"}
     assert sum(pictures(outputs)) > 0
 
@@ -159,7 +151,7 @@ def test_readmes_lines_train_a_vae_in_a_fresh_environment(repository, tmp_path):
     run(PYTHON, "-m", "venv", fresh)
     environment = os.environ | served_from(repository)
     environment |= {"PATH": f"{fresh / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    environment["PIP_CONSTRAINT"] = ROOT / "tests" / "colab.txt"  # so that pip's cache holds the large wheels
+    environment["PIP_CONSTRAINT"] = VERSIONS  # so that pip's cache holds the large wheels
     try:
         run("bash", "-c", line, env=environment)
         printed = run("python", "mine.py", cwd=tmp_path, env=environment)

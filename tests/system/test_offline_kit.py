@@ -62,8 +62,8 @@ def test_the_kit_installs_and_runs_without_a_network(run_offline):
     prefix = start.removesuffix(LABS)
     run(f"{prefix}vae/bin/jupyter lab --version")
     found = run(
-        f"""{prefix}vae/bin/python -c 'import vae_utils.data as data; print(data.__file__, data.load_mnist("""
-        """offline="optical-digits").name)'"""
+        f"""{prefix}vae/bin/python -c 'from vae_utils import datasets; print(datasets.__file__, """
+        """datasets.load_mnist(fallback="optical-digits").name)'"""
     ).split()
     assert Path(found[0]).is_relative_to(copy / "vae")
     assert found[-1] == ("mnist" if (copy / "data").exists() else "optical-digits")
