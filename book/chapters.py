@@ -197,6 +197,8 @@ def linked(builder, docname, text, equations):
 
 def on_build_finished(app, exception):
     """Leave out source maps, the README's figure, and 1.5 MB of icons that the theme's style and font draw as well."""
+    if app.builder.format != "html":
+        return
     static = Path(app.outdir) / "_static"
     (static / "manifold.png").unlink(missing_ok=True)
     for path in static.rglob("*.map"):
