@@ -183,7 +183,7 @@ def on_doctree_resolved(app, doctree, docname):
 
 
 def linked(builder, docname, text, equations):
-    for part in re.split(r"(\(\d\.\d+\)|[Cc]hapters? \d\d\b)", text):
+    for part in re.split(r"(\(\d+\.\d+\)|[Cc]hapters? \d\d\b)", text):
         target = None
         if part[1:-1] in equations:
             target = builder.get_relative_uri(docname, equations[part[1:-1]]) + "#" + equation_id(part[1:-1])
