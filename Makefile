@@ -22,7 +22,7 @@ COLAB := .venv-colab
 BACKENDS := .venv-backends
 UNIT_TESTS := tests/unit
 
-.PHONY: help venv lab test robustness test-classroom test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint lock slug clean
+.PHONY: help venv lab test robustness test-classroom test-lab test-oldest test-backends test-colab test-repeat verify notebooks book book-serve pdf offline-kit weights benchmark lint linkcheck lock slug clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,9 +97,13 @@ weights: venv  ## train the models that ship with vae_utils anew (ONLY=conv-2d; 
 benchmark: venv  ## speed beside the published recipes: a table, results.json, a figure (ONLY=dense-epoch)
 	$(BIN)/python -m benchmarks $(ONLY)
 
-lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources
+linkcheck: venv  ## ask every address in the book and the notebooks whether it still answers (needs the network)
+	$(BIN)/sphinx-build --keep-going --quiet -b linkcheck -c book -d book/_build/doctrees . book/_build/linkcheck
+
+lint: venv  ## ruff over the module, the tests, the tools and the notebooks' sources; zizmor over GitHub's workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check vae_utils tests tools benchmarks book
+	$(BIN)/zizmor --offline --quiet .github
 
 lock: venv  ## compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade \

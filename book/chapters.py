@@ -182,7 +182,7 @@ def on_doctree_resolved(app, doctree, docname):
 
 
 def linked(builder, docname, text, equations):
-    for part in re.split(r"(\(\d\.\d+\)|[Cc]hapters? \d\d\b)", text):
+    for part in re.split(r"(\(\d+\.\d+\)|[Cc]hapters? \d\d\b)", text):
         target = None
         if part[1:-1] in equations:
             target = builder.get_relative_uri(docname, equations[part[1:-1]]) + "#" + equation_id(part[1:-1])
@@ -196,6 +196,8 @@ def linked(builder, docname, text, equations):
 
 def on_build_finished(app, exception):
     """Leave out source maps, the README's figure, and 1.5 MB of icons that the theme's style and font draw as well."""
+    if app.builder.format != "html":
+        return
     static = Path(app.outdir) / "_static"
     (static / "manifold.png").unlink(missing_ok=True)
     for path in static.rglob("*.map"):

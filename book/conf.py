@@ -12,7 +12,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 owner, name = REPOSITORY.removeprefix("https://github.com/").split("/")
-SITE = f"https://{owner.lower()}.github.io/{name}/"
+HOST = f"{owner.lower()}.github.io"  # GitHub Pages writes owners in lower case, and serves OWNER.github.io at the root
+SITE = f"https://{HOST}/" if name.lower() == HOST else f"https://{HOST}/{name}/"
 
 project = "Variational autoencoders, every equation executed"
 author = copyright = "The maintainers"
@@ -73,6 +74,12 @@ ogp_site_url = SITE
 ogp_image = f"{SITE}_static/card.png"
 ogp_image_alt = "A grid of handwritten digits that turn into one another, beside the title of the book"
 ogp_social_cards = {"enable": False}
+
+# `make linkcheck`. A DOI doesn't move, and many publishers behind one turn programs away, as OpenReview does.
+linkcheck_ignore = [r"https://doi\.org/", r"https://openreview\.net/", r"https://hub\.example\.org"]
+linkcheck_anchors = False  # many pages make theirs with a script
+linkcheck_retries = 3
+linkcheck_timeout = 30
 
 # MathJax comes with the book, in parts, so that pages stay light and read without a network.
 mathjax_path = "mathjax/startup.js"

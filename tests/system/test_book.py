@@ -410,8 +410,9 @@ def test_social_card_and_favicon(browser, server):
     page.goto(f"{server}/{PAGES[-1]}")
     card = page.locator("meta[property='og:image']").get_attribute("content")
     owner, name = current_slug().split("/")
-    assert card.startswith(f"https://{owner}.github.io/{name}/")
-    assert (HTML / card.removeprefix(f"https://{owner}.github.io/{name}/")).is_file()
+    site = f"https://{owner.lower()}.github.io/{name}/"
+    assert card.startswith(site)
+    assert (HTML / card.removeprefix(site)).is_file()
     icon = page.locator("link[rel='icon'], link[rel='shortcut icon']").first.get_attribute("href")
     assert (HTML / "notebooks" / icon.split("?")[0]).resolve().is_file()
     assert len(page.locator("meta[property='og:description']").get_attribute("content")) > 40

@@ -108,6 +108,24 @@ def test_fork_with_its_own_address_passes_the_structure_tests(tmp_path):
     assert outcome.returncode == 0, outcome.stdout
 
 
+@pytest.mark.parametrize(
+    ("slug", "site"),
+    [
+        ("every-equation-executed/vae", "https://every-equation-executed.github.io/vae/"),
+        ("Ada/VAE", "https://ada.github.io/VAE/"),
+        ("Ada/ada.github.io", "https://ada.github.io/"),
+    ],
+)
+def test_the_book_knows_where_github_publishes_it(tmp_path, slug, site):
+    project = (ROOT / "pyproject.toml").read_text("utf-8").replace(current_slug(), slug)
+    (tmp_path / "book").mkdir()
+    (tmp_path / "pyproject.toml").write_text(project, "utf-8")
+    shutil.copyfile(ROOT / "book" / "conf.py", tmp_path / "book" / "conf.py")
+    ask = "import runpy; print(runpy.run_path('book/conf.py')['html_baseurl'])"
+    printed = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert printed.stdout.strip() == site
+
+
 def test_citation_has_the_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["version"] == PROJECT["version"]

@@ -17,8 +17,9 @@ import keras
 import numpy as np
 import pytest
 
-from vae_utils import data
-from vae_utils.datasets import IDX_FILES, DataError, batches, binarize, load_mnist
+from vae_utils import _mnist
+from vae_utils._mnist import IDX_FILES
+from vae_utils.datasets import DataError, binarize, load_mnist
 
 not_on_other_backends = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it makes a tf.data.Dataset")
 
@@ -32,14 +33,14 @@ def offline(monkeypatch, tmp_path):
     def refuse(target):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(data, "_download", refuse)
+    monkeypatch.setattr(_mnist, "download", refuse)
 
 
 @pytest.fixture
 def accepted(monkeypatch, fake_mnist):
     """Let arrays of MNIST's shapes pass for MNIST, so that sources can be tested without it."""
     arrays, digests = fake_mnist
-    monkeypatch.setattr(data, "MNIST", digests)
+    monkeypatch.setattr(_mnist, "MNIST", digests)
     return arrays
 
 
@@ -210,9 +211,9 @@ def test_no_network(offline):
 def test_a_refused_connection(monkeypatch, tmp_path, offline):
     monkeypatch.delenv("VAE_UTILS_DATA", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(data, "URL", "http://127.0.0.1:9/mnist.npz")  # the discard port: nobody listens
+    monkeypatch.setattr(_mnist, "URL", "http://127.0.0.1:9/mnist.npz")  # the discard port: nobody listens
     if offline:
-        assert load_mnist(offline=offline).name == offline
+        assert load_mnist(fallback=offline).name == offline
     else:
         with pytest.raises(DataError, match="Go online"):
             load_mnist()
@@ -223,11 +224,11 @@ def test_a_bad_cache_is_an_error_even_with_a_fallback(offline, tmp_path):
     cache.mkdir(parents=True)
     (cache / "mnist.npz").write_bytes(b"half a file")
     with pytest.raises(DataError, match=r"mnist\.npz is damaged"):
-        load_mnist(offline="optical-digits")
+        load_mnist(fallback="optical-digits")
 
 
 def test_fallback_cannot_be_missed(offline, capsys):
-    digits = load_mnist(offline="optical-digits")
+    digits = load_mnist(fallback="optical-digits")
     assert digits.name == "optical-digits"
     assert "EVERY NUMBER BELOW WILL DIFFER" in capsys.readouterr().err
 
@@ -250,9 +251,9 @@ def test_a_damaged_download_is_refused(accepted, monkeypatch, tmp_path):
 
     monkeypatch.setattr(pooch, "HTTPDownloader", Downloader)
     Downloader.content = content[:-1]
-    monkeypatch.setattr(data, "URL_SHA256", "sha256:" + hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(_mnist, "URL_SHA256", "sha256:" + hashlib.sha256(content).hexdigest())
     with pytest.raises(DataError, match="damaged"):
-        load_mnist(offline="optical-digits")
+        load_mnist(fallback="optical-digits")
     assert list((tmp_path / "datasets").iterdir()) == []
     Downloader.content = content
     assert_loaded(load_mnist(), accepted)
@@ -261,7 +262,7 @@ def test_a_damaged_download_is_refused(accepted, monkeypatch, tmp_path):
 
 def test_offline_must_be_known():
     with pytest.raises(ValueError, match="optical-digits"):
-        load_mnist(offline="yes")
+        load_mnist(fallback="yes")
 
 
 def test_optical_digits(digits):
@@ -296,65 +297,3 @@ def test_binarize_draws_with_the_grey_value_as_probability():
 def test_binarize_refuses_what_is_no_probability(x):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         binarize(x, seed=0)
-
-
-@not_on_other_backends
-def test_batches_hold_every_row_once_in_another_order():
-    rows, labels = np.arange(23.0), np.arange(23)
-    data = batches((rows, labels), 5)
-    assert len(data) == 5
-    for _ in range(2):
-        pairs = [(np.array(row), np.array(label)) for row, label in data]
-        assert [len(row) for row, _ in pairs] == [5, 5, 5, 5, 3]
-        assert (pairs[0][0].dtype, pairs[0][1].dtype) == (np.float32, np.int64)
-        for row, label in pairs:
-            np.testing.assert_array_equal(row, label)
-        order = np.concatenate([label for _, label in pairs])
-        np.testing.assert_array_equal(np.sort(order), labels)
-        assert not np.array_equal(order, labels)  # the same by chance once in 23! ≈ 10²² times
-    np.testing.assert_array_equal(np.concatenate([*batches(labels, 4, shuffle=False)]), labels)
-
-
-#: Prints by how much the peak of a fresh process grows, in bytes, while two data sets of 200 MB are begun.
-GROWTH = """
-import numpy as np
-from vae_utils.datasets import batches
-def peak():
-    return next(int(row.split()[1]) * 1024 for row in open("/proc/self/status") if row.startswith("VmHWM"))
-rows = np.ones((50_000, 1_000), "float32")
-next(iter(batches(rows[:1_000], 100)))
-start = peak()
-for _ in range(2):
-    next(iter(batches(rows, 100)))
-print(peak() - start)
-"""
-
-
-@not_on_other_backends
-@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
-def test_batches_copy_no_array():
-    done = subprocess.run([sys.executable, "-c", GROWTH], check=True, stdout=subprocess.PIPE, text=True)
-    assert int(done.stdout.split()[-1]) < 100e6  # half an array
-
-
-@not_on_other_backends
-def test_batches_hold_an_array_as_long_as_they_live_and_no_longer():
-    rows = np.arange(10.0, dtype="float32")
-    alive, data = weakref.ref(rows), batches(rows, 5, shuffle=False)
-    del rows
-    np.testing.assert_array_equal(np.concatenate([*data]), np.arange(10))
-    assert alive() is not None
-    iterator = iter(data)
-    del data
-    next(iterator)
-    del iterator
-    assert alive() is None
-
-
-@not_on_other_backends
-@pytest.mark.parametrize("data", [np.zeros((0, 3)), (np.zeros(3), np.zeros(4)), np.float32(1), "digits", ()])
-def test_batches_refuse_what_is_no_set_of_rows(data):
-    with pytest.raises(ValueError, match="`data` must hold"):
-        batches(data)
-    with pytest.raises(ValueError, match="`batch_size` takes positive integers"):
-        batches(np.zeros(3), 0)
