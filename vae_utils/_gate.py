@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import types
+import weakref
 
 import keras
 import numpy as np
@@ -27,10 +28,10 @@ class Gate:
     """
 
     def __init__(self, model, uses_targets=False):
-        self.model = model
+        self.model = weakref.proxy(model)  # TensorFlow keeps what a data set calls for longer than it should
         self.uses_targets = uses_targets
         self.error = None
-        self.shuffles = False  # whether a data set that it has made does, so that Keras need not
+        self.has_ordered = False  # whether what was admitted last comes in an order that Keras must leave
 
     def admit(self, x, y=None, sample_weight=None, batch_size=None, shuffle=False, as_arrays=False):
         """Check what a method of Keras is given, and return `(x, y, sample_weight)` for Keras.
@@ -51,15 +52,18 @@ class Gate:
         if as_arrays or keras.backend.backend() != "tensorflow" or count_replicas(self.model) > 1:
             return x, y, sample_weight
         parts = tuple(part for part in (x, y, sample_weight) if part is not None)
-        self.shuffles = self.shuffles or shuffle
+        self.has_ordered = shuffle
         data = parts if len(parts) > 1 or isinstance(x, tuple) else x
-        return dataset_from_arrays(data, batch_size or 32, shuffle), None, None
+        return _checked(dataset_from_arrays(data, batch_size or 32, shuffle)), None, None
 
     def _admit_data_set(self, data):
+        self.has_ordered = not isinstance(data, keras.utils.PyDataset)  # or Keras warns that it can't
+        if getattr(data, "is_checked", False):
+            return data
         if hasattr(data, "element_spec") and hasattr(data, "map"):  # a tf.data.Dataset
-            return self._admit_tf_data(data)
+            return _checked(self._admit_tf_data(data))
         if isinstance(data, keras.utils.PyDataset):
-            return _GatedPyDataset(data, self)
+            return _checked(_GatedPyDataset(data, self))
         if isinstance(data, types.GeneratorType):
             return (self.check_batch(batch) for batch in data)
         if hasattr(data, "collate_fn"):  # PyTorch's DataLoader
@@ -111,20 +115,25 @@ class Gate:
         @tf.autograph.experimental.do_not_convert
         def check_batch(x, *others):
             parts = keras.tree.flatten(x)
-            dtypes = [keras.config.floatx() if part.dtype.is_floating else part.dtype for part in parts]
-
-            def check(arrays, *target):
-                return keras.tree.flatten(self._check(keras.tree.pack_sequence_as(x, arrays), *target))
-
+            n, layout = len(parts), keras.tree.map_structure(lambda _: 0, x)  # `check` must hold no tensor of a graph
             target = [other for other in others[:1] if other.shape.rank == parts[0].shape.rank]
-            checked = tf.numpy_function(
-                lambda *given: check(given[: len(parts)], *given[len(parts) :]), parts + target, dtypes
-            )
+
+            def check(*arrays):
+                return keras.tree.flatten(self._check(keras.tree.pack_sequence_as(layout, arrays[:n]), *arrays[n:]))
+
+            dtypes = [keras.config.floatx() if part.dtype.is_floating else part.dtype for part in parts]
+            checked = tf.numpy_function(check, parts + target, dtypes)
             for part, given in zip(checked, parts, strict=True):
                 part.set_shape(given.shape)
             return (keras.tree.pack_sequence_as(x, checked), *others)
 
         return data.map(check_batch)
+
+
+def _checked(data):
+    """Mark a data set as one that a gate has seen: `fit` hands its own on to `evaluate`."""
+    data.is_checked = True
+    return data
 
 
 class _GatedPyDataset(keras.utils.PyDataset):

@@ -142,11 +142,11 @@ class VAE(EncoderDecoder):
         gate = Gate(self, uses_targets=self.uses_targets or class_weight is not None)
         split_or_cut = validation_split or shuffle == "batch" or kwargs.get("steps_per_epoch")
         x, y, sample_weight = gate.admit(x, y, sample_weight, batch_size, shuffle, as_arrays=split_or_cut)
+        shuffle = shuffle and not gate.has_ordered
         if validation_data is not None:
             size, steps = (kwargs.get(f"validation_{name}") for name in ("batch_size", "steps"))
             validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
             validation_data = gate.admit(*validation_data, size or batch_size, as_arrays=steps)
-        shuffle = shuffle and not gate.shuffles
         callbacks = [training.StopAtDivergence(), *keras.tree.flatten(callbacks or [])]
         arguments = (x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data)
         with training.workarounds(self), gate.own_errors():

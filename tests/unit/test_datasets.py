@@ -6,10 +6,7 @@ import io
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import tempfile
-import weakref
 import zipfile
 from pathlib import Path
 

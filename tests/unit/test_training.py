@@ -1,9 +1,8 @@
-"""What surrounds a training: the data set made of arrays, callbacks, and the ways round Keras' and TensorFlow's faults."""
+"""What surrounds a training: the data set made of arrays, callbacks, the ways round faults of Keras and TensorFlow."""
 
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import keras
 import numpy as np
