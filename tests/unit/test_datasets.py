@@ -265,7 +265,7 @@ def test_offline_must_be_known():
 def test_optical_digits(digits):
     from sklearn.datasets import load_digits
 
-    assert len(digits.x_train) + len(digits.x_test) == 1797
+    assert len(digits.x_train) == len(digits.y_train) == 1437 and len(digits.x_test) == len(digits.y_test) == 360
     images = np.concatenate([digits.x_train, digits.x_test])
     assert images.dtype == np.float32 and images.shape[1:] == (28, 28, 1)
     assert images.min() == 0 and 0.8 < images.max() <= 1

@@ -135,6 +135,42 @@ def test_grid_is_the_integral(x):
         np.testing.assert_allclose(grid[i], np.log(expected), atol=1e-5)
 
 
+def test_grid_points_are_the_midpoints_of_their_cells(x):
+    """Four cells of side 1 around 0, added up by hand: a fine grid gives the same sum from any point of its cells."""
+    vae = tiny_vae()
+    kernel, bias = (np.array(value, "float64") for value in vae.decoder.layers[1].get_weights())
+    joint = np.zeros(len(x))
+    for z in ([-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]):
+        logits = z @ kernel + bias
+        log_p = x.reshape(len(x), 6) @ logits - np.logaddexp(0, logits).sum()
+        joint += np.exp(log_p) * stats.norm.pdf(z).prod()
+    np.testing.assert_allclose(grid_log_likelihood(vae, x, points=2, limit=1.0), np.log(joint), rtol=1e-5)
+
+
+def test_grid_asks_the_likelihood(linear_gaussian, x):
+    vae, exact, _, _ = linear_gaussian
+    np.testing.assert_allclose(grid_log_likelihood(vae, x, points=100, limit=6.0), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_every_width_gives_scores_of_32_bits_or_more(x, policy):
+    """16 bits move the encoder's and the decoder's numbers by 2⁻⁸ at most, and six pixels by no more than a tenth."""
+    reference = tiny_vae()
+    expected = grid_log_likelihood(reference, x)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        vae = tiny_vae()
+        vae.set_weights(reference.get_weights())
+        found = [score(vae, x) for score in (elbo, log_likelihood, grid_log_likelihood)]
+        arrays = [*vae.encode(x), vae.decode(np.zeros((3, 2))), vae.sample(3, seed=0), vae.predict(x, verbose=0)]
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(found[2], expected, atol=0.1 if "16" in policy else 1e-4)
+    assert np.isfinite(found).all() and (found[0] < found[2] + 0.5).all()
+    assert {array.dtype.name for array in arrays} == {"float64" if policy == "float64" else "float32"}
+
+
 def test_grid_and_importance_samples_agree(x):
     vae = tiny_vae()
     sampled = np.stack([log_likelihood(vae, x, num_samples=2_000, seed=seed) for seed in SEEDS])

@@ -350,3 +350,89 @@ def test_bad_validation_images_are_named_before_training(vae, images):
 def test_bad_arguments_are_named(vae, call, message):
     with pytest.raises(ValueError, match=message):
         call(vae)
+
+
+# What an argument cannot mean is refused; what a user adds counts.
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "mse"}, {"loss": keras.losses.MeanSquaredError()}, {"loss_weights": [2.0]}]
+)
+def test_another_loss_is_refused_with_the_cure(vae, options):
+    with pytest.raises(ValueError, match=r"leave out `loss`.*`likelihood=`.*Received: loss="):
+        vae.compile("adam", **options)
+
+
+def test_targets_that_are_not_the_images_are_refused(vae, images):
+    for call in (vae.fit, vae.evaluate, vae.train_on_batch, vae.test_on_batch):
+        with pytest.raises(ValueError, match="`y` means nothing here"):
+            call(images, np.zeros_like(images))
+        with pytest.raises(ValueError, match="`y` means nothing here"):
+            call(images, np.arange(200))
+        call(images, images)
+
+
+def test_targets_that_something_uses_are_taken(images):
+    vae = small_vae(metrics={"parameters": "mse"})
+    assert "parameters_mse" in vae.fit(images, images * 0.5, verbose=0).history
+    labels = np.repeat([0, 1], 100)
+    vae = small_vae()
+    vae.fit(images, labels, class_weight={0: 0.0, 1: 0.0}, verbose=0)
+    assert weights_equal(vae, small_vae()), "weights of 0 leave nothing to learn"
+
+
+def test_penalties_of_the_layers_are_part_of_the_loss(images):
+    """An L2 penalty of 0.5 on the decoder's last kernel, added up by hand, in training and in evaluation."""
+    base = dense_vae(hidden=(16,))
+    z = keras.Input((2,))
+    kernel = keras.layers.Dense(784, kernel_regularizer=keras.regularizers.L2(0.5))
+    vae = VAE(base.encoder, keras.Model(z, keras.layers.Reshape((28, 28, 1))(kernel(z))), beta=0.25)
+    vae.compile(keras.optimizers.SGD(0.0))
+    penalty = 0.5 * np.sum(kernel.get_weights()[0].astype("float64") ** 2)
+    assert penalty > 1
+    for scores in (
+        vae.evaluate(images, verbose=0, return_dict=True),
+        {name: values[0] for name, values in vae.fit(images, verbose=0).history.items()},
+    ):
+        terms = scores["reconstruction_loss"] + 0.25 * scores["kl_loss"]
+        # Differences of numbers near 545, which have a step of 6e-5.
+        np.testing.assert_allclose(scores["loss"] - terms, penalty, atol=1e-3)
+
+
+def test_variables_are_the_trainable_and_the_others(vae):
+    parts = vae.trainable_variables + vae.non_trainable_variables
+    assert sorted(map(id, vae.variables)) == sorted(map(id, parts))
+    assert len({id(variable) for variable in vae.variables}) == len(vae.variables)
+    assert sum(np.prod(variable.shape) for variable in vae.trainable_variables) == vae.count_params()
+
+
+def test_beta_takes_numbers_only(vae):
+    for value in (keras.Variable(0.5), keras.ops.ones(()), "1", None, [1.0], np.ones(1)):
+        with pytest.raises(ValueError, match="`beta` must be a number"):
+            vae.beta = value
+        assert vae.beta == 1.0
+
+
+def test_a_fit_leaves_the_users_objects_as_they_were(vae, images):
+    vae.optimizer.build(vae.trainable_variables)
+    before = [set(vars(thing)) for thing in (vae, vae.optimizer)]
+    callbacks = []
+    vae.fit(images, callbacks=callbacks, validation_data=images[:50], verbose=0)
+    vae.fit(images, callbacks=callbacks, verbose=0)
+    added = [set(vars(thing)) - names for thing, names in zip((vae, vae.optimizer), before, strict=True)]
+    assert not added[1] and not callbacks
+    keras_alone = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Dense(1)])
+    keras_alone.compile("adam", "mse")
+    names = set(vars(keras_alone))
+    keras_alone.fit(images, images, validation_data=(images[:50], images[:50]), verbose=0)
+    assert added[0] <= set(vars(keras_alone)) - names | {"_eval_epoch_iterator"}
+
+
+def test_drawn_pixels_have_the_means_that_sample_shows(vae):
+    means, pixels = (vae.sample(400, seed=5, draw_pixels=draw) for draw in (False, True))
+    assert set(np.unique(pixels)) == {0.0, 1.0}
+    z = (pixels - means).sum() / np.sqrt((means * (1 - means)).sum())
+    assert abs(z) < 4  # a standard normal number, beyond 4 once in 16,000 seeds
+    np.testing.assert_array_equal(pixels, vae.sample(400, seed=5, draw_pixels=True))
+    # Were pixels drawn from the numbers that z was drawn from, those of the first dimensions would follow z.
+    assert abs(np.corrcoef(pixels[:, 0, 0, 0] - means[:, 0, 0, 0], means[:, 0, 1, 0])[0, 1]) < 4 / np.sqrt(400)
