@@ -25,7 +25,7 @@ def test_a_notebook_tells_nothing_of_its_maker(chapter, tried):
     "secret",
     [
         "/ho" + "me/ada/notes.txt",
-        "C:\\Users\\ada",
+        "C:\\Us" + "ers\\ada",
         "/ro" + "ot/.cache",
         "/tmp" + "/a.npz",
         "ada@example.org",

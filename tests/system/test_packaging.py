@@ -58,21 +58,6 @@ def test_no_other_file_lists_dependencies():
         assert name not in names
 
 
-def test_module_imports_only_what_is_declared():
-    declared = {re.match(r"[\w-]+", d)[0].replace("-", "_") for d in PROJECT["dependencies"]}
-    # TensorFlow is an extra, and imported only where Keras runs on it.
-    declared = (declared | {"sklearn", "vae_utils", "tensorflow"}) - {"scikit_learn"}
-    for path in (ROOT / "vae_utils").glob("*.py"):
-        for module in re.findall(r"^\s*(?:from|import) ([a-z_]+)", path.read_text("utf-8"), re.MULTILINE):
-            assert module in declared | set(sys.stdlib_module_names), f"{path.name}: {module}"
-
-
-def test_import_waits_neither_for_keras_nor_for_matplotlib():
-    code = "import sys, vae_utils; print(sorted({'keras', 'matplotlib', 'sklearn'} & set(sys.modules)))"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert printed.stdout.strip() == "[]"
-
-
 def test_tree_holds_no_path_address_or_unfinished_work():
     unfinished = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])  # spelt so that this line is not one
     texts = [path for path in tracked_files() if path.suffix not in {".png", ".keras", ".npz", ".h5", ".woff"}]
