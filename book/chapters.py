@@ -109,6 +109,18 @@ def hub_links():
     return "```text\n" + "\n".join(links) + "\n```"
 
 
+def bibtex(version):
+    slug = current_slug()
+    lines = [
+        "title  = {Variational autoencoders, every equation executed}",
+        "author = {{The maintainers}}",
+        "year   = {2026}",
+        f"note   = {{Version {version}}}",
+        f"url    = {{https://github.com/{slug}}}",
+    ]
+    return f"```bibtex\n@misc{{{slug.split('/')[0]},\n  " + ",\n  ".join(lines) + "\n}\n```"
+
+
 def speed_tables():
     """Return the benchmarks' table, and what the settings of chapter 04's recipe do."""
     results, record = (
@@ -211,6 +223,7 @@ def on_build_finished(app, exception):
 
 def on_config_inited(app, config):
     written = {"chapter_map": chapter_map(), "memory_table": memory_table(), "hub_links": hub_links()}
+    written |= {"bibtex": bibtex(config.version)}
     config.myst_substitutions = written | number_tables() | speed_tables()
 
 
