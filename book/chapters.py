@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 import tomllib
 from pathlib import Path
 from urllib.parse import urlencode
@@ -109,12 +110,47 @@ def hub_links():
     return "```text\n" + "\n".join(links) + "\n```"
 
 
+def cases_table():
+    """Return a table of the robustness tests, with the cases that each tried when all of them ran."""
+    folder = ROOT / "tests" / "robustness"
+    record = folder / "cases.json"
+    cases = json.loads(record.read_text("utf-8")) if record.exists() else {}
+    rows = ["| file | cases |", "|---|---|"]
+    for name in sorted(path.name for path in folder.glob("test_*.py")):
+        if name != "test_classroom.py":  # which has a command of its own
+            rows.append(f"| `{name}` | {cases[name]:,} |" if name in cases else f"| `{name}` | not recorded |")
+    return "\n".join(rows)
+
+
+def bibtex(version):
+    slug = current_slug()
+    lines = [
+        "title  = {Variational autoencoders, every equation executed}",
+        "author = {{The maintainers}}",
+        "year   = {2026}",
+        f"note   = {{Version {version}}}",
+        f"url    = {{https://github.com/{slug}}}",
+    ]
+    return f"```bibtex\n@misc{{{slug.split('/')[0]},\n  " + ",\n  ".join(lines) + "\n}\n```"
+
+
 def speed_tables():
     """Return the benchmarks' table, and what the settings of chapter 04's recipe do."""
     results, record = (
         json.loads((ROOT / "benchmarks" / f"{name}.json").read_text("utf-8")) for name in ("results", "ablation")
     )
     return {"speed_table": table.markdown(results), "recipe_table": table.recipes(record)}
+
+
+def on_docstring(app, what, name, obj, options, lines):
+    """Bring fenced code, which editors show as it is meant, into Sphinx' form."""
+    text = re.sub(
+        r"^( *)```(\w+)\n(.*?)^ *```$",
+        lambda fence: f"{fence[1]}.. code-block:: {fence[2]}\n\n" + textwrap.indent(fence[3], "    "),
+        "\n".join(lines),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    lines[:] = text.split("\n")
 
 
 # Chapters
@@ -211,11 +247,13 @@ def on_build_finished(app, exception):
 
 def on_config_inited(app, config):
     written = {"chapter_map": chapter_map(), "memory_table": memory_table(), "hub_links": hub_links()}
+    written |= {"cases_table": cases_table(), "bibtex": bibtex(config.version)}
     config.myst_substitutions = written | number_tables() | speed_tables()
 
 
 def setup(app):
     app.connect("config-inited", on_config_inited)
+    app.connect("autodoc-process-docstring", on_docstring)
     app.connect("source-read", on_source_read)
     app.connect("doctree-read", on_doctree_read)
     app.connect("doctree-resolved", on_doctree_resolved)

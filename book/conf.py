@@ -43,7 +43,6 @@ default_role = "code"
 autodoc_member_order = "bysource"
 add_module_names = False
 autodoc_inherit_docstrings = False
-autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = napoleon_use_rtype = False
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"

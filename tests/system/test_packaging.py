@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 import yaml
 
@@ -125,19 +126,83 @@ def test_makefile_explains_its_targets():
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
 
 
-def test_readmes_ten_lines_train_a_vae_in_an_empty_folder(tmp_path):
+DIGITS = "load_digits().images[..., None] / 16"
+NOISE = "__import__('numpy').random.default_rng(0).random"
+YOURS = {
+    "as it is": ({}, (8, 8, 1)),
+    "float32": ({DIGITS: f"({DIGITS}).astype('float32')"}, (8, 8, 1)),
+    "a data set": (
+        {
+            "vae.fit(images, ": "vae.fit(__import__('tensorflow').data.Dataset.from_tensor_slices(images).batch(32), ",
+            ", validation_split=0.1": "",
+        },
+        (8, 8, 1),
+    ),
+    "in colour": ({DIGITS: f"{NOISE}((200, 8, 8, 3))"}, (8, 8, 3)),
+    "27 by 31": ({DIGITS: f"{NOISE}((200, 27, 31, 1))"}, (27, 31, 1)),
+}
+
+
+def run_as_a_user(folder, code):
+    """Run code in an empty folder, as a script of somebody who has installed the module."""
+    (folder / "mine.py").write_text(code, "utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "mine.py"], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("changes", "shape"), YOURS.values(), ids=YOURS)
+def test_readmes_lines_train_save_and_load_a_vae_in_an_empty_folder(tmp_path, changes, shape):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) == 10 and "epochs=10" in code
-    (tmp_path / "mine.py").write_text(code.replace("epochs=10", "epochs=1"), "utf-8")
-    printed = subprocess.run(
-        [sys.executable, "mine.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert printed.stdout.splitlines()[-1:] == ["(16, 8, 8, 1)"], printed.stderr
-    assert (tmp_path / "my_vae.keras").exists()
+    assert len([line for line in code.splitlines() if line]) <= 12
+    for old, new in {"epochs=10": "epochs=1", **changes}.items():
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    outcome = run_as_a_user(tmp_path, code)
+    assert outcome.stdout.splitlines()[-1:] == [str((16, *shape))], outcome.stderr
+
+    if not changes:
+        elsewhere = "import keras\nfrom vae_utils import VAE\nvae = keras.saving.load_model('my_vae.keras')\n"
+        outcome = run_as_a_user(tmp_path, elsewhere + "print(isinstance(vae, VAE), vae.sample(2, seed=0).shape)")
+        assert outcome.stdout.strip() == f"True {(2, *shape)}", outcome.stderr
+
+
+def test_what_the_readme_says_of_other_data_holds(tmp_path):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for part in ('likelihood="gaussian"', "num_classes=10", "[images, labels]", "16, condition=3", '"served"'):
+        assert readme.count(part) == 1, part
+    code = """
+import numpy as np
+from vae_utils import conv_vae
+
+rng = np.random.default_rng(0)
+images, labels = rng.normal(size=(64, 8, 8, 1)), rng.integers(0, 10, 64)
+vae = conv_vae(image_shape=images.shape[1:], latent_dim=8, likelihood="gaussian", num_classes=10)
+vae.compile("adam")
+vae.fit([images, labels], verbose=0)
+np.save("sample.npy", vae.sample(16, condition=3, seed=0))
+vae = conv_vae(image_shape=images.shape[1:], latent_dim=8)
+vae.export("served", verbose=False)
+images, z = rng.random((4, 8, 8, 1)).astype("float32"), rng.normal(size=(4, 8)).astype("float32")
+served = vae.predict(images, verbose=0)
+np.savez("ours.npz", images=images, z=z, encoded=vae.encode(images)[0], decoded=vae.decode(z), served=served)
+"""
+    outcome = run_as_a_user(tmp_path, code)
+    assert outcome.returncode == 0, outcome.stderr
+    assert np.load(tmp_path / "sample.npy").shape == (16, 8, 8, 1)
+
+    elsewhere = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+model, ours = tf.saved_model.load("served"), np.load("ours.npz")
+np.testing.assert_allclose(model.encode(ours["images"])[0], ours["encoded"], atol=1e-5)
+np.testing.assert_allclose(model.decode(ours["z"]), ours["decoded"], atol=1e-5)
+np.testing.assert_allclose(model.serve(ours["images"]), ours["served"], atol=1e-5)
+print("vae_utils" in sys.modules)
+"""
+    outcome = run_as_a_user(tmp_path, elsewhere)
+    assert outcome.stdout.strip() == "False", outcome.stderr
 
 
 def test_readme_shows_the_figure_that_the_notebook_draws():

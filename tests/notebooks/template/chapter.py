@@ -60,7 +60,7 @@ assert abs((x**2).mean() - 1) < 4 * error
 # Closer than four standard deviations, as nearly always. Now look at the way there. Is the error halved when the draws are
 # doubled?
 
-# %% mystnb={"figure": {"caption": "The mean of x² over more and more draws.", "name": "fig-99-mean"}, "image": {"alt": "A line that jumps about at first and settles near one, beside a dashed line at one."}}
+# %% mystnb={"figure": {"caption": "The mean of $x^2$ over more and more draws.", "name": "fig-99-mean"}, "image": {"alt": "A line that jumps about at first and settles near one, beside a dashed line at one."}}
 counts = np.arange(1, len(x) + 1)
 fig, ax = plt.subplots()
 ax.plot(counts, (x**2).cumsum() / counts, color="#0072B2")
