@@ -56,16 +56,15 @@ from keras import layers, ops
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
-import vae_utils
-from vae_utils import plotting
-from vae_utils.data import batches, binarize, load_mnist
+from vae_utils import load_pretrained, plotting
+from vae_utils.datasets import binarize, load_mnist
 from vae_utils.distributions import gaussian_log_prob
-from vae_utils.models import load_pretrained
+from vae_utils.training import dataset_from_arrays
 
 tf.get_logger().setLevel("ERROR")  # building one model after another is no reason to warn
 keras.utils.set_random_seed(0)
 plt.rcParams["font.size"] = 11
-FULL = not vae_utils.QUICK
+FULL = os.environ.get("VAE_UTILS_QUICK", "") in ("", "0")
 BLUE, ORANGE, RED, GREY = "#3f90da", "#ffa90e", "#bd1f01", "#717581"
 print("full run" if FULL else "quick run: fewer digits, fewer steps")
 
@@ -85,7 +84,7 @@ print("full run" if FULL else "quick run: fewer digits, fewer steps")
 # pixels out.
 
 # %%
-digits = load_mnist(offline="optical-digits")
+digits = load_mnist(fallback="optical-digits")
 held_out = len(digits.x_train) // 12
 N = 60 if FULL else 12
 x_val, y_val = binarize(digits.x_train[-N:].reshape(N, 784), seed=1), digits.y_train[-N:]
@@ -256,7 +255,7 @@ def placed_weights(view, seed):
     h = posterior.hidden(image)
     network = keras.Model(image, ops.concatenate([posterior.to_mean(h), posterior.to_log_var(h)], axis=-1))
     network.compile(adam(3e-3, PLACE), "mse", **FAST)
-    pairs = batches((np.tile(x[view], (50, 1)), np.tile(target, (50, 1))), N)
+    pairs = dataset_from_arrays((np.tile(x[view], (50, 1)), np.tile(target, (50, 1))), N)
     network.fit(pairs, epochs=PLACE // 50, shuffle=False, verbose=0)
     return [layer.get_weights() for layer in (posterior.hidden, posterior.to_mean, posterior.to_log_var)]
 
@@ -287,7 +286,7 @@ def start_over(model, fresh, seed):  # a model that is trained again keeps its c
 
 
 def train(model, view):
-    repeated = batches(np.tile(x[view], (200, 1)), 4 * N)  # on average 4 draws of each digit a step
+    repeated = dataset_from_arrays(np.tile(x[view], (200, 1)), 4 * N)  # on average 4 draws of each digit a step
     start = time.process_time()
     model.fit(repeated, epochs=STEPS // 50, shuffle=False, verbose=0)
     return time.process_time() - start
@@ -877,7 +876,7 @@ for name, (make, effort) in POSTERIORS.items():
         keras.utils.set_random_seed(seed)
         start_over(model, wide_model(make()), seed)
         start = time.process_time()
-        model.fit(batches(x_wide, 100), epochs=max(1, steps * 100 // len(x_wide)), shuffle=False, verbose=0)
+        model.fit(dataset_from_arrays(x_wide, 100), epochs=max(1, steps * 100 // len(x_wide)), shuffle=False, verbose=0)
         used = time.process_time() - start
         values = log_weights(log_w, x_test)
         elbo, bound = values.mean(axis=1), weighted_bound(values)
