@@ -55,6 +55,8 @@ from vae_utils.datasets import load_mnist
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from vae_utils.evaluation import reconstruction_floor
 
+tf.get_logger().setLevel("ERROR")  # training one model after another is no reason to warn
+
 # %% [markdown]
 # Three colours that a colour-blind reader can tell apart, and a readable font:
 

@@ -46,6 +46,7 @@ if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 from matplotlib.patches import Ellipse
 from scipy import integrate, special, stats
@@ -57,6 +58,7 @@ from vae_utils.distributions import bernoulli_log_prob
 from vae_utils.layers import Sampling, reparameterize
 from vae_utils.training import dataset_from_arrays
 
+tf.get_logger().setLevel("ERROR")  # building one model after another is no reason to warn
 keras.utils.set_random_seed(0)
 plt.rcParams["font.size"] = 11
 
@@ -218,6 +220,7 @@ decoder_layers = [layers.Dense(256, "relu"), layers.Dense(784), layers.Reshape((
 ae_encoder = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(256, "relu"), layers.Dense(2)])
 ae_decoder = keras.Sequential([keras.Input((2,)), *decoder_layers])
 autoencoder = keras.Sequential([ae_encoder, ae_decoder])
+initial_weights = autoencoder.get_weights()
 print(f"{autoencoder.count_params():,} parameters")
 
 # %% [markdown]
@@ -236,6 +239,7 @@ def pixel_cost(x, logits):
     return -bernoulli_log_prob(x, logits)
 
 
+autoencoder.set_weights(initial_weights)  # so that this cell, run again, starts anew
 autoencoder.compile(keras.optimizers.Adam(1e-3), loss=pixel_cost, **FAST)
 autoencoder.fit(dataset_from_arrays((x_train, x_train), 100), shuffle=False, epochs=AE_EPOCHS, verbose=0)
 ae_loss = autoencoder.evaluate(x_val, x_val, batch_size=500, verbose=0)
@@ -869,9 +873,7 @@ def wide_vae(rate, steps_per_execution):
 
 
 few = x_train[np.random.default_rng(0).choice(len(x_train), size=1_000, replace=False)]
-wide_few, wide_all = wide_vae(1e-3, 8), wide_vae(1e-3, 50)
-assert wide_few.count_params() == 807_700
-print(f"{wide_few.count_params():,} parameters, {len(few):,} digits")
+print(f"{wide_vae(1e-3, 8).count_params():,} parameters, {len(few):,} digits")
 
 # %% [markdown]
 # An epoch of 1,000 digits has 8 steps, so 50 epochs are 400. With all 55,000 digits you take 430 steps in a *single*
@@ -884,6 +886,8 @@ def train_and_held_out(model, seen):
 
 
 results, MORE_EPOCHS = {}, 3 if FULL else 1
+wide_few, wide_all = wide_vae(1e-3, 8), wide_vae(1e-3, 50)
+assert wide_few.count_params() == wide_all.count_params() == 807_700
 wide_few.fit(few, batch_size=128, epochs=EPOCHS, verbose=0)
 results[f"1,000 digits, {EPOCHS} epochs"] = train_and_held_out(wide_few, few)
 wide_all.fit(x_train, batch_size=128, epochs=1, verbose=0)

@@ -85,9 +85,12 @@ print("full run" if FULL else "quick run: fewer digits, fewer steps")
 
 # %%
 digits = load_mnist(fallback="optical-digits")
-held_out = len(digits.x_train) // 12
 N = 60 if FULL else 12
 x_val, y_val = binarize(digits.x_train[-N:].reshape(N, 784), seed=1), digits.y_train[-N:]
+held_out = len(digits.x_train) // 12  # two more sets for the part with 40 latent dimensions
+x_wide = tf.constant(binarize(digits.x_train[:-held_out][: 20_000 if FULL else 1_000].reshape(-1, 784), seed=2))
+x_test = tf.constant(binarize(digits.x_test[: 300 if FULL else 20].reshape(-1, 784), seed=3))
+digits = digits._replace(x_train=None, x_test=None)  # the rest would take 0.2 GB
 rows = np.repeat(np.arange(28), 28)
 VISIBLE = {"whole": rows >= 0, "top": rows < 10}
 x = {view: tf.constant(x_val[:, visible]) for view, visible in VISIBLE.items()}
@@ -633,6 +636,7 @@ def invert_planar(y, u, w, b):
 
 
 # %% tags=["eq-6.6"]
+rng = np.random.default_rng(6)
 z, u, w = rng.normal(0, 2, size=(3, 1_000, 2))
 b, free = rng.normal(size=(1_000, 1)), np.sum(w * u, axis=-1)
 u_hat = np.array(keep_invertible(u, w))
@@ -689,6 +693,7 @@ class Coupling(layers.Layer):
 
 
 # %% tags=["eq-6.7"]
+rng = np.random.default_rng(7)
 for latent_dim, flip in [(2, False), (6, True)]:
     bend = Coupling(latent_dim, flip)
     z, h = (rng.normal(size=(50, size)).astype("float32") for size in (latent_dim, 8))
@@ -835,9 +840,6 @@ for ax in axes[-1]:
 
 # %%
 DIM, WIDE_STEPS = 40, (1_200 if FULL else 50)
-x_wide = tf.constant(binarize(digits.x_train[:-held_out][: 20_000 if FULL else 1_000].reshape(-1, 784), seed=2))
-x_test = tf.constant(binarize(digits.x_test[: 300 if FULL else 20].reshape(-1, 784), seed=3))
-digits = digits._replace(x_train=None, x_test=None)  # 0.2 GB that nothing below needs
 
 
 def wide_model(bends):
