@@ -55,6 +55,7 @@ from keras import layers, ops
 from scipy.special import logsumexp
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+import vae_utils
 from vae_utils import evaluation, plotting
 from vae_utils.datasets import load_mnist, load_optical_digits
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
@@ -324,7 +325,7 @@ class WrittenOutVAE(keras.Model):
 # same loss:
 
 # %%
-from vae_utils import VAE, conv_vae, dense_vae, load_pretrained
+from vae_utils import VAE, conv_vae, dense_vae
 
 vae = VAE(encoder, decoder)
 outputs = vae(x_val[:100])
@@ -441,8 +442,8 @@ for seed, vae in enumerate(starts):
 # %%
 BACKUP = None  # for instance "/content/drive/MyDrive/vae-04"
 callbacks = [keras.callbacks.BackupAndRestore(BACKUP, double_checkpoint=True)] if BACKUP else []
-best = min(range(STARTS), key=lambda seed: first_epochs[seed]["val_loss"][0])
-vae, first_epoch = starts[best], first_epochs[best]
+chosen = min(range(STARTS), key=lambda seed: first_epochs[seed]["val_loss"][0])
+vae, first_epoch = starts[chosen], first_epochs[chosen]
 assert vae.count_params() == encoder.count_params() + decoder.count_params()
 if int(vae.optimizer.iterations) < steps:  # run again, this cell leaves the trained model as it is
     rest = vae.fit(
@@ -476,7 +477,7 @@ if digits.name == "mnist":
 # `manifest.json` says how they were made. Take the first `#` of the last line away to go on with them.
 
 # %%
-shipped = load_pretrained("conv-2d")
+shipped = vae_utils.load_pretrained("conv-2d")
 print(f"shipped weights: −ELBO {-evaluation.elbo(shipped, x_val).mean():.2f} nats per image on validation digits")
 # vae = shipped  # goes on with the shipped weights
 
@@ -816,7 +817,7 @@ np.testing.assert_allclose(together[:90], ops.sigmoid(np.concatenate(one_by_one)
 # $\sum_i x_i a_i - \operatorname{softplus}(a_i)$, as in (2.30).
 
 # %%
-shipped_dense = load_pretrained("dense-2d")
+shipped_dense = vae_utils.load_pretrained("dense-2d")
 N, POINTS, LIMIT = 12, (100 if QUICK else 400), 5.0
 side = 2 * LIMIT / POINTS
 axis = -LIMIT + side * (np.arange(POINTS) + 0.5)

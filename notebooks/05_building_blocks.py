@@ -53,7 +53,8 @@ from keras import layers, ops
 from scipy import integrate, special, stats
 from sklearn.linear_model import LogisticRegression
 
-from vae_utils import evaluation, load_pretrained, plotting
+import vae_utils
+from vae_utils import evaluation, plotting
 from vae_utils.datasets import binarize, load_mnist
 from vae_utils.distributions import gaussian_kl, gaussian_log_prob
 from vae_utils.layers import Sampling, reparameterize
@@ -105,7 +106,7 @@ print(f"{len(grey):,} to train, {len(grey_val):,} to validate, {len(grey_test):,
 # dimensions, which comes with `vae_utils`, and write the parts apart, each as a function.
 
 # %%
-vae = load_pretrained("dense-20d")
+vae = vae_utils.load_pretrained("dense-20d")
 
 
 def log_prior(z):

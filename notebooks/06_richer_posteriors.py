@@ -56,7 +56,8 @@ from keras import layers, ops
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
-from vae_utils import load_pretrained, plotting
+import vae_utils
+from vae_utils import plotting
 from vae_utils.datasets import binarize, load_mnist
 from vae_utils.distributions import gaussian_log_prob
 from vae_utils.training import dataset_from_arrays
@@ -111,7 +112,7 @@ ax = plotting.plot_digits(shown.reshape(-1, 28, 28), columns=5)
 
 # %%
 def view_decoder(visible):
-    weights = load_pretrained("dense-2d").decoder.get_weights()
+    weights = vae_utils.load_pretrained("dense-2d").decoder.get_weights()
     decoder = keras.Sequential([keras.Input((2,)), layers.Dense(256, "relu"), layers.Dense(int(visible.sum()))])
     decoder.set_weights([*weights[:2], weights[2][:, visible], weights[3][visible]])
     decoder.trainable = False
