@@ -637,7 +637,7 @@ def invert_planar(y, u, w, b):
 
 
 # %% tags=["eq-6.6"]
-rng = np.random.default_rng(3)
+rng = np.random.default_rng(14)
 z, u, w = rng.normal(0, 2, size=(3, 1_000, 2))
 b, free = rng.normal(size=(1_000, 1)), np.sum(w * u, axis=-1)
 u_hat = np.array(keep_invertible(u, w))
@@ -775,7 +775,7 @@ for kind in FLOWS:
     if FULL:
         assert closed.min() > 0.5, "at least half"
 print(
-    f"all {len(changes)} trainings: smallest gap {min(values.min() for values in gap.values()):.4f} nats; finer by two: {max(changes):.4f}"
+    f"all {sum(map(len, gap.values()))} trainings: smallest gap {min(values.min() for values in gap.values()):.4f} nats; finer by two: {max(changes):.4f}"
 )
 assert min(values.min() for values in gap.values()) > -max(changes), "no KL is negative"
 if FULL:
