@@ -56,7 +56,8 @@ import vae_utils
 # `VAE_UTILS_QUICK=1` there are ten times fewer repeats: the pictures get rougher, and every check still has to pass.
 
 # %%
-REPEATS = 20_000 if vae_utils.QUICK else 200_000
+QUICK = os.environ.get("VAE_UTILS_QUICK", "") not in ("", "0")
+REPEATS = 20_000 if QUICK else 200_000
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
 

@@ -51,9 +51,11 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 from scipy.stats import bernoulli, multivariate_normal, norm
 
-from vae_utils.data import load_mnist
+from vae_utils.datasets import load_mnist
 from vae_utils.distributions import bernoulli_log_prob, gaussian_kl, gaussian_log_prob
 from vae_utils.evaluation import reconstruction_floor
+
+tf.get_logger().setLevel("ERROR")  # training one model after another is no reason to warn
 
 # %% [markdown]
 # Three colours that a colour-blind reader can tell apart, and a readable font:
@@ -1108,7 +1110,7 @@ print("from the same, reshaped:    ", float(tape.gradient(from_reshaped, logit)[
 # which is zero for black and white pixels only. Load the digits, write it out, and compare with a brute-force search over $p$ for every one of the 256 grey levels.
 
 # %% tags=["eq-2.31"]
-digits = load_mnist(offline="optical-digits")
+digits = load_mnist(fallback="optical-digits")
 x_train, x_test = (x.reshape(len(x), -1) for x in (digits.x_train, digits.x_test))
 
 

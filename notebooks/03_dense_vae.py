@@ -46,16 +46,19 @@ if "google.colab" in sys.modules or "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 from matplotlib.patches import Ellipse
 from scipy import integrate, special, stats
 
 import vae_utils
-from vae_utils import evaluation, models, plotting
-from vae_utils.data import batches, binarize, load_mnist
+from vae_utils import evaluation, plotting
+from vae_utils.datasets import binarize, load_mnist
 from vae_utils.distributions import bernoulli_log_prob
 from vae_utils.layers import Sampling, reparameterize
+from vae_utils.training import dataset_from_arrays
 
+tf.get_logger().setLevel("ERROR")  # building one model after another is no reason to warn
 keras.utils.set_random_seed(0)
 plt.rcParams["font.size"] = 11
 
@@ -63,7 +66,7 @@ plt.rcParams["font.size"] = 11
 # One switch decides how much work the notebook does. The text describes the full run on MNIST.
 
 # %%
-FULL = not vae_utils.QUICK
+FULL = os.environ.get("VAE_UTILS_QUICK", "") in ("", "0")
 print("full run" if FULL else "quick run: fewer digits, fewer epochs")
 
 # %% [markdown]
@@ -73,7 +76,7 @@ print("full run" if FULL else "quick run: fewer digits, fewer epochs")
 # without a network it falls back to a smaller set of real digits, and says so.
 
 # %%
-digits = load_mnist(offline="optical-digits")
+digits = load_mnist(fallback="optical-digits")
 for name in ("x_train", "y_train", "x_test", "y_test"):
     print(f"{name:<8}{getattr(digits, name).shape!s:<20}{getattr(digits, name).dtype}")
 
@@ -217,14 +220,15 @@ decoder_layers = [layers.Dense(256, "relu"), layers.Dense(784), layers.Reshape((
 ae_encoder = keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(256, "relu"), layers.Dense(2)])
 ae_decoder = keras.Sequential([keras.Input((2,)), *decoder_layers])
 autoencoder = keras.Sequential([ae_encoder, ae_decoder])
+initial_weights = autoencoder.get_weights()
 print(f"{autoencoder.count_params():,} parameters")
 
 # %% [markdown]
 # Three settings help on a CPU with little memory. Keras runs 50 training steps per call from Python. The compiler XLA
-# (`jit_compile`) stays off, since it would first have to compile each of this chapter's many models. And `batches`
-# makes the batches that Keras would make, in the same order, without copying the digits first. (The VAEs below call it
-# by themselves.) `bernoulli_log_prob`, from chapter 02, is minus the cost (3.1), from logits and summed over the
-# pixels.
+# (`jit_compile`) stays off, since it would first have to compile each of this chapter's many models. And
+# `dataset_from_arrays` makes the batches that Keras would make, in the same order, without copying the digits first.
+# (The VAEs below call it by themselves.) `bernoulli_log_prob`, from chapter 02, is minus the cost (3.1), from logits and
+# summed over the pixels.
 
 # %%
 FAST = {"jit_compile": False, "steps_per_execution": 50 if FULL else 1}
@@ -235,8 +239,9 @@ def pixel_cost(x, logits):
     return -bernoulli_log_prob(x, logits)
 
 
+autoencoder.set_weights(initial_weights)  # so that this cell, run again, starts anew
 autoencoder.compile(keras.optimizers.Adam(1e-3), loss=pixel_cost, **FAST)
-autoencoder.fit(batches((x_train, x_train), 100), shuffle=False, epochs=AE_EPOCHS, verbose=0)
+autoencoder.fit(dataset_from_arrays((x_train, x_train), 100), shuffle=False, epochs=AE_EPOCHS, verbose=0)
 ae_loss = autoencoder.evaluate(x_val, x_val, batch_size=500, verbose=0)
 print(f"autoencoder, validation digits: {ae_loss:.1f} nats per image")
 
@@ -453,7 +458,7 @@ print(f"before training: reconstruction {reconstruction.mean():.1f} + KL {kl.mea
 # %% [markdown]
 # Before training the reconstruction costs a little more than 784 fair coins, 543.43 nats.
 #
-# `vae_utils.models` holds the same model, with metrics, checks of its input and `encode`, `decode`, `sample` added.
+# `vae_utils` holds the same model, with metrics, checks of its input and `encode`, `decode`, `sample` added.
 # Give it your weights and the same noise: `set_noise` puts the random numbers of its `Sampling` layer, which is named
 # "z", back to one starting point. It must have as many parameters and find the same loss.
 
@@ -463,7 +468,7 @@ def set_noise(model):
     model.encoder.get_layer("z").seed_generator.state.assign([0, 1])
 
 
-theirs = models.dense_vae(hidden=(256,), latent_dim=2)
+theirs = vae_utils.dense_vae(hidden=(256,), latent_dim=2)
 theirs.set_weights(written.get_weights())
 losses = []
 for model in (written, theirs):
@@ -474,7 +479,7 @@ np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 print(f"yours {losses[0]:.2f}, vae_utils {losses[1]:.2f} nats per image")
 
 # %% [markdown]
-# From here on you use `vae_utils.models`. Read (3.5) once more: it *sums* over pixels and over latent dimensions. A
+# From here on you use `vae_utils`. Read (3.5) once more: it *sums* over pixels and over latent dimensions. A
 # loss that averages over them would be another loss, which exercise 3 is about.
 #
 # ## Train it as published
@@ -489,7 +494,7 @@ EPOCHS = 50 if FULL else 2
 
 # %%
 keras.utils.set_random_seed(0)
-blog = models.VAE(build_encoder(init="glorot_uniform"), build_decoder(init="glorot_uniform"))
+blog = vae_utils.VAE(build_encoder(init="glorot_uniform"), build_decoder(init="glorot_uniform"))
 blog.compile(keras.optimizers.RMSprop(1e-3), **FAST)
 blog_history = blog.fit(x_train, batch_size=100, epochs=EPOCHS, validation_data=x_val, verbose=0)
 
@@ -520,7 +525,7 @@ def adam_with_cosine(num_images, epochs, peak=4e-3, batch_size=200):
 
 # %%
 keras.utils.set_random_seed(0)
-vae = models.dense_vae(hidden=(256,), latent_dim=2)
+vae = vae_utils.dense_vae(hidden=(256,), latent_dim=2)
 vae.compile(adam_with_cosine(len(x_train), EPOCHS), **FAST)
 history = vae.fit(x_train, batch_size=200, epochs=EPOCHS, validation_data=x_val, verbose=0)
 
@@ -541,7 +546,7 @@ legend = ax.legend()
 # > that use `blog`, `history` or `final`. Everything else works; your numbers will differ a little from the text's.
 
 # %%
-# vae = models.load_pretrained("dense-2d")
+# vae = vae_utils.load_pretrained("dense-2d")
 
 # %% [markdown]
 # Now touch the test digits. `evaluation.elbo` averages several draws of $z$ per digit; the standard error says how
@@ -587,7 +592,7 @@ variants = {
 
 def short_run(init, batch_size, make_optimizer, seed):
     keras.utils.set_random_seed(seed)
-    short = models.VAE(build_encoder(init=init), build_decoder(init=init))
+    short = vae_utils.VAE(build_encoder(init=init), build_decoder(init=init))
     short.compile(make_optimizer(), **FAST)
     short.fit(x_train, batch_size=batch_size, epochs=SHORT, verbose=0)
     return short.evaluate(x_val, batch_size=500, verbose=0, return_dict=True)["loss"]
@@ -651,7 +656,7 @@ class Watch(keras.callbacks.Callback):
 
 # %%
 keras.utils.set_random_seed(0)
-fresh, watch = models.dense_vae(), Watch()
+fresh, watch = vae_utils.dense_vae(), Watch()
 fresh.compile(adam_with_cosine(len(x_train), EPOCHS), jit_compile=False, steps_per_execution=10)
 fresh.fit(x_train, batch_size=200, epochs=2 if FULL else 1, callbacks=[watch], verbose=0)
 rows = np.array(watch.rows)
@@ -862,15 +867,13 @@ report("middle, straight in z", in_z)
 # %%
 def wide_vae(rate, steps_per_execution):
     keras.utils.set_random_seed(0)
-    wide = models.dense_vae(hidden=(512,), latent_dim=2)
+    wide = vae_utils.dense_vae(hidden=(512,), latent_dim=2)
     wide.compile(keras.optimizers.Adam(rate), jit_compile=False, steps_per_execution=steps_per_execution if FULL else 1)
     return wide
 
 
 few = x_train[np.random.default_rng(0).choice(len(x_train), size=1_000, replace=False)]
-wide_few, wide_all = wide_vae(1e-3, 8), wide_vae(1e-3, 50)
-assert wide_few.count_params() == 807_700
-print(f"{wide_few.count_params():,} parameters, {len(few):,} digits")
+print(f"{wide_vae(1e-3, 8).count_params():,} parameters, {len(few):,} digits")
 
 # %% [markdown]
 # An epoch of 1,000 digits has 8 steps, so 50 epochs are 400. With all 55,000 digits you take 430 steps in a *single*
@@ -883,6 +886,8 @@ def train_and_held_out(model, seen):
 
 
 results, MORE_EPOCHS = {}, 3 if FULL else 1
+wide_few, wide_all = wide_vae(1e-3, 8), wide_vae(1e-3, 50)
+assert wide_few.count_params() == wide_all.count_params() == 807_700
 wide_few.fit(few, batch_size=128, epochs=EPOCHS, verbose=0)
 results[f"1,000 digits, {EPOCHS} epochs"] = train_and_held_out(wide_few, few)
 wide_all.fit(x_train, batch_size=128, epochs=1, verbose=0)
@@ -945,7 +950,7 @@ SIZES, SIZE_EPOCHS = (2, 8, 20), 6 if FULL else 1
 sized = {}
 for latent_dim in SIZES:
     keras.utils.set_random_seed(0)
-    sized[latent_dim] = models.dense_vae(latent_dim=latent_dim)
+    sized[latent_dim] = vae_utils.dense_vae(latent_dim=latent_dim)
     sized[latent_dim].compile(adam_with_cosine(len(x_train), SIZE_EPOCHS), **FAST)
     sized[latent_dim].fit(x_train, batch_size=200, epochs=SIZE_EPOCHS, verbose=0)
     row = sized[latent_dim].evaluate(x_val, batch_size=500, verbose=0, return_dict=True)
@@ -1011,7 +1016,7 @@ name_rows(ax, "digit", "2", "8", "20")
 PUBLISHED_EPOCHS = 10 if FULL else 1
 keras.utils.set_random_seed(0)
 glorot = {"hidden": 400, "latent_dim": 20, "init": "glorot_uniform"}
-published = models.VAE(build_encoder(**glorot), build_decoder(**glorot))
+published = vae_utils.VAE(build_encoder(**glorot), build_decoder(**glorot))
 published.compile(keras.optimizers.Adam(1e-3), **FAST)
 published.fit(digits.x_train if FULL else x_train, batch_size=128, epochs=PUBLISHED_EPOCHS, verbose=0)
 loss, standard_error = test_loss(published, num_samples=1)
