@@ -283,7 +283,7 @@ for name, way in ways.items():
 # At $r=-120$ and $r=120$, `sqrt(exp(r))` has the gradient `nan`: the chain rule multiplies 0 by infinity.
 # A weight updated with `nan` is `nan` from then on. `exp(r / 2)` stays finite here. Where does it break?
 
-# %% mystnb={"figure": {"caption": "σ in float32, computed in two ways that agree on paper. The exponential of half the log-variance covers twice the range.", "name": "fig-01-float32"}, "image": {"alt": "Standard deviation on a logarithmic axis against log variance from minus 200 to 200. The line for sqrt of exp ends near minus 88 and 88; the line for exp of half ends near minus 175 and 177."}}
+# %% mystnb={"figure": {"caption": "$\\sigma$ in float32, computed in two ways that agree on paper. The exponential of half the log-variance covers twice the range.", "name": "fig-01-float32"}, "image": {"alt": "Standard deviation on a logarithmic axis against log variance from minus 200 to 200. The line for sqrt of exp ends near minus 88 and 88; the line for exp of half ends near minus 175 and 177."}}
 grid = tf.cast(tf.linspace(-200.0, 200.0, 2001), tf.float32)
 fig, ax = plt.subplots(figsize=(6.5, 3.8))
 for name, color, width in [("sqrt(exp(r))", ORANGE, 9), ("exp(r / 2)", BLUE, 2.5)]:
@@ -907,7 +907,7 @@ for name, measured, scores in zip(estimates, by_count[0], count_scores, strict=T
     print(f"{name:>18}: variance {measured[0]:6.1f} … {measured[-1]:.5f}, z-scores {scores.round(1)}")
 assert np.all(np.abs(count_scores) < level)
 
-# %% mystnb={"figure": {"caption": "Three unbiased estimators of the same gradient of E‖z‖². Dots: measured, with bars of two standard errors. Lines: derived. More samples help all three alike; more dimensions hurt only the score function.", "name": "fig-01-wall"}, "image": {"alt": "Two log–log plots. Above, variance against the number of samples from 1 to 10,000: three parallel lines of slope minus 1. Below, variance against the dimension from 1 to 100: the pathwise line is flat at 4, the score function with baseline grows like d, without baseline like d squared."}}
+# %% mystnb={"figure": {"caption": "Three unbiased estimators of the same gradient of $\\mathbb{E}\\|z\\|^2$. Dots: measured, with bars of two standard errors. Lines: derived. More samples help all three alike; more dimensions hurt only the score function.", "name": "fig-01-wall"}, "image": {"alt": "Two log-log plots. Above, variance against the number of samples from 1 to 10,000: three parallel lines of slope minus 1. Below, variance against the dimension from 1 to 100: the pathwise line is flat at 4, the score function with baseline grows like d, without baseline like d squared."}}
 fig, axes = plt.subplots(2, 1, figsize=(6, 8))
 panels = [(axes[0], COUNTS, by_count, theory_count), (axes[1], DIMS, by_dim, theory_dim)]
 for ax, x_axis, (measured, error), theory in panels:
@@ -983,7 +983,7 @@ for omega in (0.3, 1.0, 3.0, 10.0):
     print(f"omega = {omega:4}: pathwise {pathwise:8.4f}, score function {score:.4f}")
     assert np.allclose([pathwise, score], sine_variances(omega), atol=1e-8)
 
-# %% mystnb={"figure": {"caption": "Variance of both estimators for f(z) = sin(ωz). Dots: measured. Lines: derived. For a fast wiggle the score function wins.", "name": "fig-01-crossover"}, "image": {"alt": "Log–log plot of variance against frequency omega from 0.3 to 10. The pathwise line starts lower, crosses the score-function line a little above 1 and rises to 50, while the score function levels off at one half."}}
+# %% mystnb={"figure": {"caption": "Variance of both estimators for $f(z) = \\sin(\\omega z)$. Dots: measured. Lines: derived. For a fast wiggle the score function wins.", "name": "fig-01-crossover"}, "image": {"alt": "Log-log plot of variance against frequency omega from 0.3 to 10. The pathwise line starts lower, crosses the score-function line a little above 1 and rises to 50, while the score function levels off at one half."}}
 omegas = np.geomspace(0.3, 10, 200)
 crossing = optimize.brentq(lambda w: np.subtract(*sine_variances(w)), 0.5, 5)
 rng = np.random.default_rng(9)
@@ -1095,7 +1095,7 @@ for kind in theory:
 for name, variances in [("measured", {k: v[0] for k, v in by_batch.items()}), ("derived", theory)]:
     print(f"shared / fresh at B = 256, {name:>8}:", (variances["shared"] / variances["fresh"])[:, -1].round())
 
-# %% mystnb={"figure": {"caption": "Variance of the gradient against the batch size. With one ε for the whole batch it stops falling. Dots: measured. Lines: equation (1.22).", "name": "fig-01-shared"}, "image": {"alt": "Log–log plot against the batch size from 1 to 256. With fresh noise two lines fall as 1 over B. With shared noise one line stays at 4 and the other stays at 2 after the first step."}}
+# %% mystnb={"figure": {"caption": "Variance of the gradient against the batch size. With one $\\varepsilon$ for the whole batch it stops falling. Dots: measured. Lines: equation (1.22).", "name": "fig-01-shared"}, "image": {"alt": "Log-log plot against the batch size from 1 to 256. With fresh noise two lines fall as 1 over B. With shared noise one line stays at 4 and the other stays at 2 after the first step."}}
 fig, ax = plt.subplots(figsize=(6.5, 4.2))
 for kind, color in [("shared", RED), ("fresh", BLUE)]:
     measured, error = by_batch[kind]

@@ -897,7 +897,7 @@ assert sympy.expand(((a + b) / 2) ** 2 - a * b - ((a - b) / 2) ** 2) == 0  # so 
 for b_K in bounds.values():
     assert (np.diff([b.mean() for b in b_K]) >= 0).all()
 
-# %% mystnb={"figure": {"caption": "Gap between log p(x) and the importance-weighted bound against the number of samples K, ±2 standard errors, while it exceeds them. The grey line falls as 1/K.", "name": "fig-importance-weighted"}, "image": {"alt": "Log-log plot of two falling curves: with the prior as q the gap falls from 8.7 nats at K = 1, with the best diagonal q from 0.12 nats; on the right both are about parallel to a grey line of slope -1."}}
+# %% mystnb={"figure": {"caption": "Gap between log p(x) and the importance-weighted bound against the number of samples K, $\\pm$ 2 standard errors, while it exceeds them. The grey line falls as 1/K.", "name": "fig-importance-weighted"}, "image": {"alt": "Log-log plot of two falling curves: with the prior as q the gap falls from 8.7 nats at K = 1, with the best diagonal q from 0.12 nats; on the right both are about parallel to a grey line of slope -1."}}
 fig, ax = plt.subplots(layout="constrained")
 for name, color, marker in (("prior", ORANGE, "s"), ("diagonal", BLUE, "o")):
     gap = np.array([log_px - b.mean() for b in bounds[name]])
@@ -1239,7 +1239,7 @@ for name, beta in lines.items():
     assert abs(kl_by_hand(z_mean, np.log(z_var)).mean() - rate) < 1e-6
     print(f"{name:17}: β = {beta:8.5g}   {len(live):2d} of 32 dimensions live, rate {rate:6.2f} nats")
 
-# %% mystnb={"figure": {"caption": "Eigenvalues of the digits' covariance, and the water lines of four values of β (noise variance 0.05). Dimensions under a line collapse.", "name": "fig-water-line"}, "image": {"alt": "Falling eigenvalues of 32 principal directions on a log scale, with four horizontal lines: beta 1/32 and 1 below all of them, beta 24.5 crossing them between the ninth and the tenth, beta 784 above all."}}
+# %% mystnb={"figure": {"caption": "Eigenvalues of the digits' covariance, and the water lines of four values of $\\beta$ (noise variance 0.05). Dimensions under a line collapse.", "name": "fig-water-line"}, "image": {"alt": "Falling eigenvalues of 32 principal directions on a log scale, with four horizontal lines: beta 1/32 and 1 below all of them, beta 24.5 crossing them between the ninth and the tenth, beta 784 above all."}}
 fig, ax = plt.subplots(layout="constrained")
 ax.plot(np.arange(1, 33), eigenvalues[:32], "o", color=BLUE, ms=5)
 for name, beta in lines.items():

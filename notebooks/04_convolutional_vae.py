@@ -137,7 +137,7 @@ print(ops.convert_to_numpy(doubled[0, ..., 0]))
 # Which pixel reaches which? In the figure, each of the 16 pixels on the left names the results on the right that it
 # touches. Read it from left to right for the convolution, from right to left for its transpose.
 
-# %% mystnb={"figure": {"caption": "A 3×3 kernel with stride 2 between a 4×4 and a 2×2 image. A pixel's letters name the results that it reaches.", "name": "fig-04-reach"}, "image": {"alt": "Left, a 4 by 4 grid; each cell holds one, two or four of the letters a, b, c and d. The cell in row 2, column 2 holds all four. Right, a 2 by 2 grid of the cells a, b, c and d."}}
+# %% mystnb={"figure": {"caption": "A 3 by 3 kernel with stride 2 between a 4 by 4 and a 2 by 2 image. A pixel's letters name the results that it reaches.", "name": "fig-04-reach"}, "image": {"alt": "Left, a 4 by 4 grid; each cell holds one, two or four of the letters a, b, c and d. The cell in row 2, column 2 holds all four. Right, a 2 by 2 grid of the cells a, b, c and d."}}
 reach = (W != 0).reshape(4, 4, 4)  # result, row, column
 figure, axes = plt.subplots(1, 2, figsize=(6.5, 3.4), layout="constrained")
 axes[0].imshow(reach.sum(axis=0), cmap="Blues", vmin=0, vmax=8)
@@ -532,7 +532,7 @@ for beta, losses in slip.items():
     print(f"β = {beta}: −ELBO {np.round(losses, 1)}, median {np.median(losses):.1f} nats per image")
 print("averaged minus summed, seed by seed:", np.round(np.subtract(slip[0.5], slip[1.0]), 1))
 
-# %% mystnb={"figure": {"caption": "The true −ELBO after training with the KL summed and with the KL averaged, three seeds each. A line joins the two models of one seed.", "name": "fig-04-slip"}, "image": {"alt": "Two rows of three dots, one for the summed and one for the averaged KL, along an axis of minus ELBO. Dots of one seed have the same colour, and a line joins them."}}
+# %% mystnb={"figure": {"caption": "The true $-$ELBO after training with the KL summed and with the KL averaged, three seeds each. A line joins the two models of one seed.", "name": "fig-04-slip"}, "image": {"alt": "Two rows of three dots, one for the summed and one for the averaged KL, along an axis of minus ELBO. Dots of one seed have the same colour, and a line joins them."}}
 figure, ax = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for seed, color in zip(range(SEEDS), ["#3f90da", "#ffa90e", "#bd1f01"], strict=False):
     ax.plot([slip[1.0][seed], slip[0.5][seed]], [0, 1], "o-", color=color, label=f"seed {seed}")
@@ -1039,7 +1039,7 @@ for name, values in accuracy.items():
 # validation digits with their pixels shuffled. Beside the medians stands how often a strange image has a higher −ELBO
 # than a validation digit: one half would be guessing.
 
-# %% mystnb={"figure": {"caption": "−ELBO of three kinds of images under the model trained on MNIST.", "name": "fig-04-anomalies"}, "image": {"alt": "Three overlapping histograms of minus ELBO, for validation digits, digits from elsewhere and shuffled pixels."}}
+# %% mystnb={"figure": {"caption": "$-$ELBO of three kinds of images under the model trained on MNIST.", "name": "fig-04-anomalies"}, "image": {"alt": "Three overlapping histograms of minus ELBO, for validation digits, digits from elsewhere and shuffled pixels."}}
 elsewhere = load_optical_digits().x_test
 shuffled = np.random.default_rng(0).permuted(x_val[:300].reshape(-1, 784), axis=1).reshape(-1, 28, 28, 1)
 kinds = {"validation digits": x_val[:1000], "digits from elsewhere": elsewhere, "shuffled pixels": shuffled}

@@ -358,7 +358,7 @@ for S in (1, 5, 50):
         assert abs(z_score) < 4
         print(f"{S:>2} samples, {part}: {squares.mean():7.3f} ± {error:.3f}, by (5.4) {expected:7.3f}")
 
-# %% mystnb={"figure": {"caption": "Variance of a batch gradient against the number of samples, relative to one sample: measured (marks, ± 2 standard errors, moved a little to the side) and from (5.4) (lines).", "name": "fig-05-variance"}, "image": {"alt": "Two curves on a logarithmic horizontal axis from 1 to 50 samples. The encoder's falls steeply from 1 and levels off well above 0; the decoder's stays near 1. The measured marks lie on the curves."}}
+# %% mystnb={"figure": {"caption": "Variance of a batch gradient against the number of samples, relative to one sample: measured (marks, $\\pm$ 2 standard errors, moved a little to the side) and from (5.4) (lines).", "name": "fig-05-variance"}, "image": {"alt": "Two curves on a logarithmic horizontal axis from 1 to 50 samples. The encoder's falls steeply from 1 and levels off well above 0; the decoder's stays near 1. The measured marks lie on the curves."}}
 figure, ax = plt.subplots(figsize=(6, 3.3), layout="constrained")
 S = np.geomspace(1, 50)
 styles = [("#3f90da", "o", 0.96, "encoder"), ("#bd1f01", "s", 1.04, "decoder (logits)")]
@@ -875,7 +875,7 @@ np.testing.assert_allclose(tape.gradient(ours, single), slope, atol=2e-4)
 # precision, near $a = 0$, where the density is almost flat. The derivative should be a line of slope $1/12$ through the
 # origin. That of (5.11) is; the other one scatters about it and leaves the frame.
 
-# %% mystnb={"figure": {"caption": "Derivative of log κ in single precision, through (5.11), and through the first form of (5.10), which leaves the frame.", "name": "fig-05-normalizer"}, "image": {"alt": "Two curves over a from minus 0.03 to 0.03. The stable one is a straight line that rises through the origin, from about minus 0.0025 to 0.0025. The other follows it far out, jumps around it the more the closer a comes to 0, and leaves the frame."}}
+# %% mystnb={"figure": {"caption": "Derivative of $\\log \\kappa$ in single precision, through (5.11), and through the first form of (5.10), which leaves the frame.", "name": "fig-05-normalizer"}, "image": {"alt": "Two curves over a from minus 0.03 to 0.03. The stable one is a straight line that rises through the origin, from about minus 0.0025 to 0.0025. The other follows it far out, jumps around it the more the closer a comes to 0, and leaves the frame."}}
 a = tf.constant(np.linspace(-0.03, 0.03, 600), "float32")
 with tf.GradientTape(persistent=True) as tape:
     tape.watch(a)
