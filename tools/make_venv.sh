@@ -38,7 +38,17 @@ case $kind in
 esac
 
 # A copy of what it was made from, named when all is done: an interrupted run, or a file edited meanwhile, starts again.
-cat "${inputs[@]}" | cmp -s - "$stamp" && exit
+up_to_date() { cat "${inputs[@]}" | cmp -s - "$stamp"; }
+up_to_date && exit
+
+# One at a time, or two would delete each other's work. The lock names the process that holds it.
+mkdir -p "$(dirname "$venv")"
+until ln -s $$ "$venv.lock" 2>/dev/null; do
+    kill -0 "$(readlink "$venv.lock")" 2>/dev/null || rm -f "$venv.lock"
+    sleep 1
+done
+trap 'rm -f "$venv.lock"' EXIT
+up_to_date && exit
 
 in_range='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 python=

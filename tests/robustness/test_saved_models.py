@@ -1,4 +1,4 @@
-"""Saved models: the last release's file loads, a damaged or a hostile one is refused, safe mode stays on."""
+"""Saved models: what a model keeps, the last release's file, files that make no VAE, safe mode that stays on."""
 
 import ast
 import io
@@ -10,11 +10,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tools.chapters import ROOT
 from vae_utils.architectures import dense_vae
+from vae_utils.likelihoods import ContinuousBernoulli, DiscretizedLogistic, Gaussian
 from vae_utils.models import VAE
 
 pytestmark = pytest.mark.robustness
@@ -50,66 +49,96 @@ def test_the_last_releases_file_loads(tried):
     tried()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.floats(0, 0.99), st.floats(0, 0.99), st.sampled_from(["cut", "drop", "zero", "flip"]))
-def test_a_damaged_file_is_refused(tmp_path_factory, tried, start, stop, kind):
-    """Refused with an error, or its bytes did not matter and the weights are the file's own."""
-    content = LAST_RELEASE.read_bytes()
-    i, j = sorted((int(start * len(content)), int(stop * len(content))))
-    damaged = {
-        "cut": content[:i],
-        "drop": content[:i] + content[j + 1 :],
-        "zero": content[:i] + bytes(j - i) + content[j:],
-        "flip": content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :],
-    }[kind]
-    path = tmp_path_factory.getbasetemp() / "damaged.keras"
-    path.write_bytes(damaged)
-    try:
-        vae = keras.saving.load_model(path)
-    except Exception as error:  # Keras, h5py and zipfile each have their own
-        assert str(error)
-    else:
-        whole = keras.saving.load_model(LAST_RELEASE)
-        assert all(np.array_equal(a, b) for a, b in zip(vae.get_weights(), whole.get_weights(), strict=True))
+LIKELIHOODS = {
+    "bernoulli": lambda: "bernoulli",
+    "continuous Bernoulli": ContinuousBernoulli,
+    "gaussian, fixed": lambda: Gaussian(0.3),
+    "gaussian, learned": lambda: Gaussian("learned", min_scale=0.05),
+    "gaussian, per pixel": lambda: Gaussian("per_pixel"),
+    "logistic, 16 levels": lambda: DiscretizedLogistic(16),
+}
+
+
+def data(condition):
+    rng = np.random.default_rng(0)
+    x = (rng.integers(0, 16, (32, 4, 4, 1)) / 15).astype("float32")
+    return [x, rng.integers(0, 3, 32)] if condition else x
+
+
+@pytest.mark.parametrize("condition", [None, 3])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_what_a_model_has_learned_and_where_it_stands_is_kept(tmp_path, tried, likelihood, condition):
+    """β, the likelihood with its settings and its weights, the optimizer, and the noise that comes next."""
+    keras.utils.set_random_seed(0)
+    vae = dense_vae((4, 4, 1), (8,), likelihood=LIKELIHOODS[likelihood](), num_classes=condition)
+    vae.beta = 0.25
+    vae.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    vae.fit(data(condition), epochs=2, shuffle=False, verbose=0)
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    assert loaded.beta == 0.25 and loaded.condition_shapes == vae.condition_shapes
+    assert type(loaded.likelihood) is type(vae.likelihood)
+    assert loaded.likelihood.get_config() == vae.likelihood.get_config()
+    np.testing.assert_array_equal(loaded.predict(data(condition), verbose=0), vae.predict(data(condition), verbose=0))
+    for model in (vae, loaded):
+        model.fit(data(condition), epochs=2, shuffle=False, verbose=0)
+    assert len(vae.get_weights()) == len(loaded.get_weights())
+    assert all(np.array_equal(a, b) for a, b in zip(vae.get_weights(), loaded.get_weights(), strict=True))
     tried()
 
 
-def hostile_layer(kind, mark):
-    """The configuration of a layer that would leave a mark, were it let."""
-    if kind == "lambda":
-        config = keras.layers.Lambda(lambda x: x).get_config()
-        return {"module": "keras.layers", "class_name": "Lambda", "config": config, "registered_name": None}
-    module, name = {"os": ("os", "mkdir"), "builtins": ("builtins", "exec"), "subprocess": ("subprocess", "Popen")}[
-        kind
-    ]
-    return {"module": module, "class_name": name, "config": {"args": str(mark)}, "registered_name": name}
-
-
-@pytest.mark.parametrize("kind", ["lambda", "os", "builtins", "subprocess"])
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_foreign_code_is_refused(tmp_path, monkeypatch, tried, kind, part):
-    monkeypatch.chdir(tmp_path)
+def with_config(path, part, value):
+    """Write a copy of the last release's file whose configuration has another `part`."""
     contents = members(LAST_RELEASE)
     config = json.loads(contents["config.json"])
-    layers = config["config"][part]["config"]["layers"]
-    foreign = hostile_layer(kind, tmp_path / "mark")
-    layers[1] = {**layers[1], **foreign, "name": layers[1]["name"]}
+    config["config"][part] = value
     contents["config.json"] = json.dumps(config)
-    path = write(tmp_path / "hostile.keras", contents)
-    with pytest.raises((ValueError, TypeError), match=r"Lambda|deserializ|could not|locate"):
-        keras.saving.load_model(path)
-    assert not (tmp_path / "mark").exists()
+    return write(path, contents)
+
+
+DAMAGED = {
+    "a negative β": ("beta", -1.0, "`beta` must be"),
+    "β that is no number": ("beta", "0.5", "`beta` must be"),
+    "an unknown likelihood": ("likelihood", "poisson", "`likelihood` must be"),
+    "a likelihood that takes two numbers for a pixel": ("likelihood", "discretized_logistic", "2 per pixel"),
+    "no encoder": ("encoder", None, "must be built Keras models"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_configuration_that_makes_no_vae_is_refused(tmp_path, tried, damage):
+    part, value, message = DAMAGED[damage]
+    with pytest.raises((ValueError, TypeError), match=message):
+        keras.saving.load_model(with_config(tmp_path / "damaged.keras", part, value))
     tried()
 
 
-def test_a_lambda_that_was_saved_is_refused(tmp_path, tried):
-    vae = dense_vae((4, 4, 1), hidden=(4,))
-    z = keras.Input((2,))
-    logits = vae.decoder(z)
-    decoder = keras.Model(z, keras.layers.Lambda(lambda x: x * 2, output_shape=(4, 4, 1))(logits))
-    VAE(vae.encoder, decoder).save(tmp_path / "lambda.keras")
-    with pytest.raises(ValueError, match="safe_mode=False"):
-        keras.saving.load_model(tmp_path / "lambda.keras")
+def test_the_decoder_in_the_encoders_place_is_refused(tmp_path, tried):
+    decoder = json.loads(members(LAST_RELEASE)["config.json"])["config"]["decoder"]
+    with pytest.raises((ValueError, TypeError), match="encoder must give"):
+        keras.saving.load_model(with_config(tmp_path / "damaged.keras", "encoder", decoder))
+    tried()
+
+
+FOREIGN = {
+    "a lambda": {
+        "module": "keras.layers",
+        "class_name": "Lambda",
+        "config": keras.layers.Lambda(lambda x: x).get_config(),
+        "registered_name": None,
+    },
+    "a function of the system": {"module": "os", "class_name": "mkdir", "config": {"path": "mark"}},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("part", ["encoder", "decoder", "likelihood"])
+def test_foreign_code_in_a_part_of_ours_is_refused(tmp_path, monkeypatch, tried, kind, part):
+    """`VAE.from_config` makes its parts anew, and must not make anything else."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, TypeError), match=r"Lambda|deserializ|could not|locate"):
+        keras.saving.load_model(with_config(tmp_path / "hostile.keras", part, FOREIGN[kind]))
+    assert not (tmp_path / "mark").exists()
     tried()
 
 

@@ -105,10 +105,12 @@ def test_what_has_not_the_locks_hash_is_refused(project, damage):
 
 @pytest.fixture
 def no_pip(project, monkeypatch):
-    """A Python whose environments can install nothing, in no time."""
-    python = project / "python"
-    python.write_text('#!/bin/sh\n[ "$2" != venv ] || touch "$3/pyvenv.cfg"\n', "utf-8")
-    python.chmod(0o755)
+    """A Python whose environments have a pip that installs nothing, in no time."""
+    pip, python = project / "pip", project / "python"
+    pip.write_text("#!/bin/sh\nsleep 0.2\n", "utf-8")
+    python.write_text(f'#!/bin/sh\n[ "$2" != venv ] || (mkdir "$3/bin" && cp {pip} "$3/bin" && touch "$3/pyvenv.cfg")\n')
+    for path in (pip, python):
+        path.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(python))
 
 
@@ -140,6 +142,16 @@ def test_an_environment_is_made_anew_when_its_files_change(project, no_pip, kind
     assert (venv / "mine").exists() == (not changed)
 
 
+def test_two_at_once_make_one_environment(project, no_pip):
+    (project / ".venv.lock").symlink_to("999999999")  # of a process that was killed
+    command = ["tools/make_venv.sh", ".venv"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("Creating" in text for text in printed) == 1
+    assert (project / ".venv" / "requirements.lock").exists() and not (project / ".venv.lock").is_symlink()
+
+
 @pytest.mark.parametrize("command", ["venv", "test", "clean"])
 @pytest.mark.parametrize(
     "files", [["notes.txt"], ["pyvenv.cfg", "bin/python"], ["requirements.lock", "pyproject.toml"]]
@@ -165,3 +177,14 @@ def test_clean_removes_what_was_made_and_nothing_else(project):
     assert done.returncode == 0, done.stderr
     assert [name for name in made if (project / name).exists()] == []
     assert all((project / name).exists() for name in kept)
+
+
+@pytest.mark.parametrize("where", ["argument", "environment"])
+@pytest.mark.parametrize("value", ["data", "/data"])
+def test_a_relative_path_to_the_data_starts_at_the_project(project, monkeypatch, where, value):
+    (project / "show.mk").write_text("include Makefile\nshow:\n\t@echo $$VAE_UTILS_DATA\n", "utf-8")
+    monkeypatch.delenv("VAE_UTILS_DATA", raising=False)
+    if where == "environment":
+        monkeypatch.setenv("VAE_UTILS_DATA", value)
+    argument = [f"VAE_UTILS_DATA={value}"] if where == "argument" else []
+    assert run("make", "-f", "show.mk", "show", *argument).stdout.strip() == os.path.join(project.resolve(), value)

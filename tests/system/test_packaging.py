@@ -118,12 +118,35 @@ def test_citation_has_the_version():
     assert citation["repository-code"] == PROJECT["urls"]["Repository"]
 
 
+def targets():
+    return re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
 def test_makefile_explains_its_targets():
     text = (ROOT / "Makefile").read_text("utf-8")
-    targets = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)[1].split()
-    assert {"lab", "test", "verify", "notebooks", "book", "benchmark", "lock", "clean", "help"} <= set(targets)
-    for target in targets:
+    assert {"lab", "test", "verify", "notebooks", "book", "benchmark", "lock", "clean", "help"} <= set(targets())
+    phony = " ".join(re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)).split()
+    assert sorted(phony) == sorted(targets())
+    for target in targets():
         assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), target
+
+
+def test_makefile_asks_for_no_more_than_make_3_81():
+    """macOS has no newer one. It takes one modifier for a variable, and `override export X := …` would set `export X`."""
+    text = (ROOT / "Makefile").read_text("utf-8")
+    newer = r"^(override|export|private|undefine)\s+(override|export|private|define)\b|^private |^undefine |^\.ONESHELL|^load "
+    assert not re.search(newer, text, re.MULTILINE)
+    assert not re.search(r"^[\w.-]+\s*(!=|::=|:::=)|\$\((file|let|intcmp|guile) ", text, re.MULTILINE)
+
+
+def test_documents_name_targets_that_exist():
+    named = set()
+    for path in tracked_files():
+        if path.suffix in {".md", ".yml", ".py"} or path.name == "run":
+            found = re.findall(r"(?:`|run: |step |^)make ([a-z][a-z-]+)", path.read_text("utf-8"), re.MULTILINE)
+            assert set(found) <= set(targets()), path.relative_to(ROOT)
+            named |= set(found)
+    assert {"lab", "test", "verify"} <= named
 
 
 DIGITS = "load_digits().images[..., None] / 16"
