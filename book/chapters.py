@@ -231,11 +231,12 @@ def linked(builder, docname, text, equations):
 
 
 def on_build_finished(app, exception):
-    """Leave out source maps, the README's figure, and 1.5 MB of icons that the theme's style and font draw as well."""
+    """Leave out source maps, pictures that no page shows, and icons that the theme's style and font draw as well."""
     if app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
-    (static / "manifold.png").unlink(missing_ok=True)
+    for name in ("manifold.png", "explorer.png"):  # the README's figure; and one that stands in _images already
+        (static / name).unlink(missing_ok=True)
     for path in static.rglob("*.map"):
         path.unlink()
     for path in static.rglob("*.js"):

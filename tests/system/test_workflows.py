@@ -141,7 +141,7 @@ def zizmor(*paths):
 def test_zizmor_reports_nothing(tmp_path):
     outcome = zizmor(ROOT / ".github")
     assert outcome.returncode == 0, outcome.stdout
-    assert all(f"completed {FOLDER / name}" in outcome.stderr for name in WORKFLOWS)
+    assert all(re.search(rf"completed .*{name}", outcome.stderr) for name in WORKFLOWS)
     damaged = tmp_path / ".github" / "workflows" / "test.yml"
     damaged.parent.mkdir(parents=True)
     damaged.write_text(re.sub(r"@[0-9a-f]{40} # v\d\S+", "@main", TEXTS["test.yml"]), "utf-8")
