@@ -158,20 +158,27 @@ def check_parts_match(encoder, decoder, likelihood):
 
 #: What may stand behind the last activation without changing any number.
 _RESHAPING = {"Reshape", "Flatten", "Permute", "Cropping1D", "Cropping2D", "Cropping3D", "Transpose", "Identity"}
+_RESHAPING |= {"InputLayer", "Cast", "ExpandDims", "Squeeze"}
 _ACTIVATIONS = {"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "HardTanh", "ReLU", "Relu", "Relu6", "Softplus", "Exp"}
 
 
 def last_activation(model):
     """Name of the activation that a model ends in, or None if it ends in a linear layer."""
-    operations = getattr(model, "operations", None) or model.layers
-    for operation in reversed(operations):
+    for operation in _from_the_end(model):
         name = type(operation).__name__
-        if name in _RESHAPING:
-            continue
-        if hasattr(operation, "layers"):  # a model within the model
-            return last_activation(operation)
+        activation = getattr(getattr(operation, "activation", None), "__name__", "linear")
         if name in _ACTIVATIONS:
             return name
-        activation = getattr(getattr(operation, "activation", None), "__name__", "linear")
-        return None if activation == "linear" else activation
+        if activation != "linear":
+            return activation
+        if name not in _RESHAPING and name != "Activation":
+            return None
     return None
+
+
+def _from_the_end(model):
+    for operation in reversed(getattr(model, "operations", None) or model.layers):
+        if hasattr(operation, "layers"):  # a model within the model
+            yield from _from_the_end(operation)
+        else:
+            yield operation

@@ -1,5 +1,7 @@
 """Likelihoods p(x | z): what the decoder's numbers mean for the pixels."""
 
+from numbers import Integral, Real
+
 import keras
 import numpy as np
 from keras import ops
@@ -16,13 +18,13 @@ class Likelihood(keras.layers.Layer):
     ```python
     class Laplace(Likelihood):
         def log_prob(self, x, parameters):
-            return -ops.sum(ops.abs(x - parameters) + ops.log(2.0), axis=(1, 2, 3))
+            return -ops.sum(ops.abs(x - parameters) + np.log(2.0), axis=(1, 2, 3))
 
         def mean(self, parameters):
             return parameters
 
         def sample(self, parameters, seed=None):
-            u = keras.random.uniform(ops.shape(parameters), -1, 1, seed=seed)
+            u = keras.random.uniform(ops.shape(parameters), -1, 1, self.compute_dtype, seed)
             return parameters - ops.sign(u) * ops.log1p(-ops.abs(u))
     ```
 
@@ -160,13 +162,15 @@ class Gaussian(Likelihood):
 
     def __init__(self, scale=1.0, min_scale=1e-2, **kwargs):
         super().__init__(**kwargs)
-        numbers = [min_scale, *([] if scale in ("learned", "per_pixel") else [scale])]
-        if not all(isinstance(number, (int, float)) and 0 < number < np.inf for number in numbers):
+        is_number = not (isinstance(scale, str) and scale in ("learned", "per_pixel"))
+        numbers = [min_scale, scale] if is_number else [min_scale]
+        if not all(isinstance(number, Real) and 0 < number < np.inf for number in numbers):
             raise ValueError(
                 '`scale` must be a positive number, "learned" or "per_pixel", and `min_scale` a positive number. '
                 f"Received: scale={scale!r}, min_scale={min_scale!r}"
             )
-        self.scale, self.min_scale = scale, min_scale
+        self.scale = float(scale) if is_number else scale
+        self.min_scale = float(min_scale)
         self.parameters_per_pixel = 2 if scale == "per_pixel" else 1
         if scale == "learned":
             self.log_var = self.add_weight(shape=(), initializer="zeros", name="log_var")
@@ -217,9 +221,9 @@ class DiscretizedLogistic(Likelihood):
 
     def __init__(self, levels=256, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(levels, int) or levels < 2:
+        if not isinstance(levels, Integral) or levels < 2:
             raise ValueError(f"`levels` must be an integer, 2 or more. Received: {levels!r}")
-        self.levels = levels
+        self.levels = int(levels)
 
     def check(self, x):
         x = super().check(x)

@@ -193,9 +193,10 @@ def _axes(ax, figsize):
 
 def _classes(labels):
     """The classes in order, each with its colour: a digit has the same one in every picture."""
-    names = [name.item() for name in np.unique(labels)]
-    if len(names) > 40:
-        raise ValueError(f"`labels` must be classes, 40 at most. Received: {len(names)} different ones")
+    names = np.unique(labels).tolist()
+    if len(names) > 40 or any(name != name for name in names):
+        received = f"{len(names)} different ones" if len(names) > 40 else "NaN among them"
+        raise ValueError(f"`labels` must be classes, 40 at most. Received: {received}")
     names = [int(name) if isinstance(name, float) and name.is_integer() else name for name in names]
     if all(not isinstance(name, str) and name in range(10) for name in names):
         return {name: CLASS_COLORS[name] for name in names}
