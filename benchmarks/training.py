@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from benchmarks import base, floor, recipes
+from benchmarks import arithmetic, base, recipes
 from benchmarks.base import QUICK, close, digits, images, interleave, row, scaled
 from vae_utils import evaluation
 from vae_utils.architectures import conv_vae, dense_vae
@@ -90,8 +90,8 @@ def note_on_part(n):
 
 def profiled(model, batch_size, seconds, note):
     """The row with the reason for its ratio: what the arithmetic alone takes."""
-    products = floor.training_products(model, EPOCH, batch_size)
-    why = floor.were_all_else_free(products, statistics.median(seconds[1]), "matrix products and convolutions")
+    products = arithmetic.training_products(model, EPOCH, batch_size)
+    why = arithmetic.were_all_else_free(products, statistics.median(seconds[1]), "matrix products and convolutions")
     return *seconds, "; ".join(filter(None, [note, why]))
 
 
@@ -257,7 +257,7 @@ def dense_flops():
 
 
 def products_alone(model, batch_size):
-    speed = training_flops(model) * EPOCH / floor.training_products(model, EPOCH, batch_size) / 1e9
+    speed = training_flops(model) * EPOCH / arithmetic.training_products(model, EPOCH, batch_size) / 1e9
     return f"the step's own small products, with nothing around them, reach {speed:.0f} GFLOP/s"
 
 

@@ -21,13 +21,12 @@ PROVENANCE = {
 EXPECTED = re.compile("building the font cache|MNIST is not here and could not be downloaded")
 
 
-def execute(notebook, questions=None, label=None, allow_errors=False):
+def execute(notebook, questions=None, label=None, allow_errors=False, **environment):
     """Execute the code cells in a new kernel, from top to bottom; return its answers to `questions`.
 
     Questions are expressions whose values are literals. `"peak_memory"`, in bytes, is answered whether asked or not.
-    In a terminal, a bar with the label shows how far it is.
+    In a terminal, a bar with the label shows how far it is. The environment's variables are the kernel's only.
     """
-    os.environ.setdefault("PYTHONHASHSEED", "0")
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -38,7 +37,7 @@ def execute(notebook, questions=None, label=None, allow_errors=False):
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     )
     cells = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    with client.setup_kernel():
+    with client.setup_kernel(env={"PYTHONHASHSEED": "0", **os.environ, **environment}):
         for count, (index, cell) in enumerate(tqdm(cells, label, leave=False, disable=None), start=1):
             client.execute_cell(cell, index, execution_count=count)
         asked = {"pid": "__import__('os').getpid()", **(questions or {})}

@@ -4,7 +4,6 @@ Usage: python -m tools.run_cells_twice [NN ...]. It lists each cell that fails o
 """
 
 import copy
-import os
 import sys
 
 from tools.chapters import chapters, code_cells, tags, warnings_in
@@ -33,8 +32,7 @@ def faults(notebook):
 def run_twice(chapter):
     """Return the faults of a chapter, every cell of which runs twice in a row."""
     notebook = double(chapter.read_source())
-    os.environ["VAE_UTILS_QUICK"] = "1"
-    execute(notebook, label=chapter.name, allow_errors=True)
+    execute(notebook, label=chapter.name, allow_errors=True, VAE_UTILS_QUICK="1")
     return faults(notebook)
 
 

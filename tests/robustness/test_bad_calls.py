@@ -131,7 +131,7 @@ def test_validation_images(vae, tried, x, split):
     before = vae.get_weights()
     data = (x, x) if split else x
     good = np.zeros((2, *IMAGE), "f")
-    names = ("Pass one array", "Images must", "Pixels must", "`x` must", "validation_data", "cardinality")
+    names = ("Pass one array", "Images must", "Pixels must", "`x` must", "validation_data", "Data is expected")
     result = outcome(lambda: vae.fit(good, validation_data=data, verbose=0), *names)
     assert (result is not None) == are_images(x)
     assert result is not None or not changed(vae, before)
@@ -169,11 +169,13 @@ def test_sample_weights(vae, tried, weights, method):
 
 
 @cases(40)
-@given(n=st.integers(0, 9), method=st.sampled_from(["fit", "evaluate"]))
-def test_label_counts(vae, tried, n, method):
+@given(n=st.integers(0, 9), label=st.sampled_from([0, 1, 0.5]), method=st.sampled_from(["fit", "evaluate"]))
+def test_targets(vae, tried, n, label, method):
+    """The images are their own target: as many of them, and the same, or none."""
     x, before = np.zeros((4, *IMAGE), "f"), vae.get_weights()
-    result = outcome(lambda: getattr(vae, method)(x, np.zeros(n), verbose=0), "'y' sizes", "labels", "`y`")
-    assert (result is not None) == (n == 4)
+    result = outcome(lambda: getattr(vae, method)(x, np.full((n, *IMAGE), label), verbose=0), "`y`")
+    assert (result is not None) == (n == 4 and label == 0)
+    assert outcome(lambda: getattr(vae, method)(x, np.full(n, label), verbose=0), "`y`") is None, "labels"
     assert result is not None or not changed(vae, before)
     tried()
 
@@ -370,7 +372,7 @@ def test_plot_digits(tried, images):
     ax = matplotlib.figure.Figure().subplots()
     result = outcome(lambda: plotting.plot_digits(images, ax=ax), "Images must", "`images` must")
     if is_real(images):
-        shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 1)
+        shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
         assert (result is ax) == bool(shaped and images.size and not np.isnan(images).any())
     else:
         assert result is None

@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from benchmarks import ablation, base, floor, footprint, likelihood, recipes, scaling, table, training
+from benchmarks import ablation, arithmetic, base, footprint, likelihood, recipes, scaling, table, training
 from benchmarks.__main__ import rows_named
 from tools.chapters import ROOT, chapters
 from vae_utils.architectures import conv_vae, dense_vae
@@ -172,17 +172,17 @@ def test_flops_are_as_counted_by_hand():
 
 
 @pytest.mark.parametrize("build, count", [(dense_vae, 5), (conv_vae, 9)])
-def test_floor_does_the_layers_products_and_no_more(build, count):
+def test_arithmetic_does_the_layers_products_and_no_more(build, count):
     model = build()
-    parts = [*floor.with_kernels(model.encoder), *floor.with_kernels(model.decoder)]
+    parts = [*arithmetic.with_kernels(model.encoder), *arithmetic.with_kernels(model.decoder)]
     assert len(parts) == count
     for layer in parts:  # biases are zero before training
         x = np.random.default_rng(0).standard_normal((3, *layer.input.shape[1:])).astype("float32")
-        np.testing.assert_allclose(layer.activation(floor.product(layer, x)), layer(x), atol=1e-5)
+        np.testing.assert_allclose(layer.activation(arithmetic.product(layer, x)), layer(x), atol=1e-5)
 
 
-def test_floor_is_a_part_of_the_whole():
-    note = floor.were_all_else_free(2.0, 9.0, "products")
+def test_arithmetic_is_a_part_of_the_whole():
+    note = arithmetic.were_all_else_free(2.0, 9.0, "products")
     assert "take 2 s" in note and note.endswith("4.5")
 
 

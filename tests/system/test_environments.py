@@ -108,7 +108,9 @@ def no_pip(project, monkeypatch):
     """A Python whose environments have a pip that installs nothing, in no time."""
     pip, python = project / "pip", project / "python"
     pip.write_text("#!/bin/sh\nsleep 0.2\n", "utf-8")
-    python.write_text(f'#!/bin/sh\n[ "$2" != venv ] || (mkdir "$3/bin" && cp {pip} "$3/bin" && touch "$3/pyvenv.cfg")\n')
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = venv ] || exit 0\nmkdir "$3/bin"; cp {pip} "$3/bin"; touch "$3/pyvenv.cfg"\n'
+    )
     for path in (pip, python):
         path.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(python))

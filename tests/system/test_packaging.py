@@ -132,11 +132,15 @@ def test_makefile_explains_its_targets():
 
 
 def test_makefile_asks_for_no_more_than_make_3_81():
-    """macOS has no newer one. It takes one modifier for a variable, and `override export X := …` would set `export X`."""
+    """macOS has no newer one. There, `override export X := …` sets a variable whose name is `export X`."""
     text = (ROOT / "Makefile").read_text("utf-8")
-    newer = r"^(override|export|private|undefine)\s+(override|export|private|define)\b|^private |^undefine |^\.ONESHELL|^load "
-    assert not re.search(newer, text, re.MULTILINE)
-    assert not re.search(r"^[\w.-]+\s*(!=|::=|:::=)|\$\((file|let|intcmp|guile) ", text, re.MULTILINE)
+    for newer in (
+        r"^(override|export) (override|export)\b",
+        r"^(private|undefine|load|\.ONESHELL)\b",
+        r"^\S+ *(!=|::=)",
+    ):
+        assert not re.search(newer, text, re.MULTILINE), newer
+    assert not re.search(r"\$\((file|let|intcmp|guile) ", text)
 
 
 def test_documents_name_targets_that_exist():

@@ -58,7 +58,7 @@ def training_products(model, n, batch_size):
     return median_seconds(step, 3 if QUICK else 100) * n / batch_size
 
 
-def decoder_floor(decoder, rows):
+def decoder_products(decoder, rows):
     """Seconds of a dense decoder's matrix products and the softplus of its logits, for `rows` codes."""
     inputs = [tf.random.normal((rows, layer.kernel.shape[0])) for layer in with_kernels(decoder)]
 
