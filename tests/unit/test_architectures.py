@@ -192,7 +192,7 @@ def test_after_training_a_sample_shows_the_class_that_was_asked_for():
     keras.utils.set_random_seed(0)
     shapes = np.zeros((3, 8, 8, 1), "float32")
     shapes[0, :4], shapes[1, :, :4], shapes[2, 2:6, 2:6] = 1, 1, 1
-    labels = np.arange(4_000) % 3
+    labels = np.arange(9_000) % 3
     vae = dense_vae((8, 8, 1), hidden=(16,), num_classes=3)
     vae.compile(keras.optimizers.Adam(0.02), jit_compile=False)
     vae.fit([shapes[labels], labels], batch_size=32, verbose=0)
