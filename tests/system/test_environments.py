@@ -79,7 +79,7 @@ def run(*command):
 
 
 def installed(venv):
-    return {path.name.split("-")[0] for path in Path(venv).glob("lib/python*/site-packages/*.dist-info")} - {"pip"}
+    return {path.name.split("-")[0] for path in Path(venv).glob("lib/python*/*/*.dist-info")} - {"pip"}
 
 
 @pytest.mark.robustness
