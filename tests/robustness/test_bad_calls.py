@@ -142,6 +142,7 @@ def test_validation_images(vae, tried, x, split):
 @cases(80)
 @given(data=objects_or(arrays((*SHAPES, ()))), other=st.none() | arrays([(2,), (2, 3), (3,)]))
 def test_dataset_from_arrays(tried, data, other):
+    assume(other is None or not (isinstance(data, dict) and data))  # a dictionary of arrays is as good as a tuple
     parts = [part for part in (data, other) if part is not None]
     result = outcome(lambda: dataset_from_arrays(data if other is None else (data, other), 2), "`data` must")
     rows = data is not None and all(is_real(part) and part.shape and len(part) for part in parts)
@@ -388,7 +389,8 @@ def test_plot_latent_space(tried, z, labels):
     ax = matplotlib.figure.Figure().subplots()
     result = outcome(lambda: plotting.plot_latent_space(z, labels, ax=ax), "`z`", "`labels`")
     if result is not None:
-        assert np.isfinite(z).all() and len(z) == len(labels) > 0 and np.isin(labels, range(10)).all()
+        assert np.isfinite(z).all() and len(z) == len(labels) > 0
+        assert not is_real(labels) or not np.isnan(labels).any()
     tried()
 
 
