@@ -48,7 +48,7 @@ def dense_vae(
     x = _join(inputs[0], inputs[1:], num_classes)
     for units in reversed(hidden):
         x = layers.Dense(int(units), activation="relu", kernel_initializer="he_normal")(x)
-    *size, channels = image_shape
+    *size, channels = map(int, image_shape)
     shape = (*size, channels * likelihood.parameters_per_pixel)
     x = layers.Dense(math.prod(shape))(x)
     x = layers.Reshape(shape, name="logits")(x)

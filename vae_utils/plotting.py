@@ -82,7 +82,11 @@ def plot_latent_space(z, labels, ax=None):
     Raises:
         ValueError: If the shapes do not match, or there are more than 40 classes.
     """
-    z, labels = as_numbers(z, "z"), np.asarray(labels)
+    z = as_numbers(z, "z")
+    try:
+        labels = np.asarray(labels)
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"`labels` must have the shape (n,). Received: {error}") from error
     if z.ndim != 2 or z.shape[1] < 2 or labels.shape != (len(z),) or not np.isfinite(z).all() or len(z) == 0:
         raise ValueError(
             "`z` must hold finite values in the shape (n, 2 or more), n ≥ 1, and `labels` must have the shape (n,). "
@@ -198,7 +202,7 @@ def _classes(labels):
         received = f"{len(names)} different ones" if len(names) > 40 else "NaN among them"
         raise ValueError(f"`labels` must be classes, 40 at most. Received: {received}")
     names = [int(name) if isinstance(name, float) and name.is_integer() else name for name in names]
-    if all(not isinstance(name, str) and name in range(10) for name in names):
+    if all(isinstance(name, int) and name in range(10) for name in names):
         return {name: CLASS_COLORS[name] for name in names}
     if len(names) <= 10:
         return dict(zip(names, CLASS_COLORS, strict=False))

@@ -34,7 +34,8 @@ def dataset_from_arrays(data, batch_size=32, shuffle=True):
     check_sizes(batch_size=batch_size)
     arrays = [as_numbers(part, "data") for part in (keras.tree.flatten(data) if _is_pair(data) else [data])]
     length = len(arrays[0]) if arrays and arrays[0].shape else 0
-    if length == 0 or any(array.shape[:1] != (length,) for array in arrays):
+    holes = _is_pair(data) and not all(map(keras.tree.flatten, data))  # an empty list, which `flatten` leaves out
+    if holes or length == 0 or any(array.shape[:1] != (length,) for array in arrays):
         raise ValueError(f"`data` must hold arrays of one length, 1 or more. Received: {[a.shape for a in arrays]}")
     arrays = [as_keras_floats(array) for array in arrays]
 
