@@ -8,7 +8,7 @@ import weakref
 import keras
 import numpy as np
 
-from vae_utils._replicas import count_replicas
+from vae_utils._replicas import check_shares_out, count_replicas
 from vae_utils._validation import as_numbers, check_weights
 from vae_utils.training import as_keras_floats, dataset_from_arrays
 
@@ -50,6 +50,10 @@ class Gate:
         if sample_weight is not None:
             check_weights(sample_weight, n)
             y = np.zeros(n) if y is None else y  # Keras drops the weights where there is no target
+        if not as_arrays:
+            size = batch_size or 32
+            check_shares_out(min(n, size))
+            check_shares_out(n % size)
         if as_arrays or keras.backend.backend() != "tensorflow" or count_replicas(self.model) > 1:
             return x, y, sample_weight
         parts = tuple(part for part in (x, y, sample_weight) if part is not None)
@@ -94,6 +98,7 @@ class Gate:
         try:
             self.model.check_images(x)
             images = keras.tree.flatten(x)[0]
+            check_shares_out(len(images))
             if getattr(y, "shape", None) == images.shape:
                 self._check_targets(images, y, len(images))
             if sample_weight is not None:
