@@ -161,26 +161,34 @@ def test_the_same_numbers_take_the_same_steps_under_every_policy(of_array, form,
     assert found["loss"] != of_array(IMAGES)["loss"]  # the policy has had an effect
 
 
+@pytest.fixture(scope="module")
+def weighted():
+    vae, held_out = new_vae(), slice(HELD_OUT)
+    options = {"batch_size": SIZE, "verbose": 0}
+    return {
+        "loss": vae.fit(IMAGES, sample_weight=WEIGHTS, shuffle=False, **options).history["loss"][0],
+        "evaluate": vae.evaluate(IMAGES[held_out], sample_weight=WEIGHTS[held_out], **options),
+    }
+
+
 @in_every_form
-def test_weights_count_the_same_in_every_form(of_array, form):
+def test_weights_count_the_same_in_every_form(of_array, weighted, form):
     targets = IMAGES if form == "array" else LABELS
     found = outcome(new_vae(), form, IMAGES, targets, WEIGHTS)
-    vae = new_vae()
-    options = {"batch_size": SIZE, "sample_weight": WEIGHTS, "shuffle": False, "verbose": 0}
-    assert vae.fit(IMAGES, **options).history["loss"] == [found["loss"]] != [of_array(IMAGES)["loss"]]
-    assert (
-        vae.evaluate(IMAGES[:HELD_OUT], batch_size=SIZE, sample_weight=WEIGHTS[:HELD_OUT], verbose=0)
-        == found["evaluate"]
-    )
+    assert {name: found[name] for name in weighted} == weighted
+    assert found["loss"] != of_array(IMAGES)["loss"]
+
+
+@pytest.fixture(scope="module")
+def of_array_with_condition():
+    return outcome(new_vae(num_classes=10), "array", (IMAGES, LABELS.astype("int32")))
 
 
 @in_every_form
-def test_a_condition_takes_the_same_steps_in_every_form(form):
-    vaes = [new_vae(num_classes=10) for _ in range(3)]
-    inputs = (IMAGES, LABELS.astype("int32"))
-    found = outcome(vaes[0], form, inputs)
-    assert_all_equal(found, outcome(vaes[1], "array", inputs))
-    assert_all_equal(found, outcome(vaes[2], form, inputs, IMAGES))  # the images are their own target
+def test_a_condition_takes_the_same_steps_in_every_form(of_array_with_condition, form):
+    inputs = (IMAGES.astype("float64"), LABELS.astype("int32"))
+    found = outcome(new_vae(num_classes=10), form, inputs, IMAGES)  # the images are their own target
+    assert_all_equal(found, of_array_with_condition)
 
 
 @in_every_data_set
@@ -297,7 +305,7 @@ def test_a_training_stops_at_the_first_bad_batch(make):
 
 
 @in_every_data_set
-@pytest.mark.parametrize("way_in", WAYS_IN)
+@pytest.mark.parametrize("way_in", ["fit", "encode"])
 def test_images_of_another_shape_in_a_data_set_are_named(make, way_in):
     with pytest.raises(ValueError, match=r"shape \(n, 8, 8, 1\), n ≥ 1\. Received: \(16, 7, 7, 1\)$"):
         WAYS_IN[way_in](new_vae(), make((IMAGES[:, 1:, 1:],)))
