@@ -8,7 +8,7 @@ import weakref
 import keras
 import numpy as np
 
-from vae_utils._replicas import count_replicas
+from vae_utils._replicas import check_shares_out, count_replicas
 from vae_utils._validation import as_numbers, check_weights
 from vae_utils.training import as_keras_floats, dataset_from_arrays
 
@@ -30,7 +30,7 @@ class Gate:
     def __init__(self, model, uses_targets=False):
         self.model = weakref.proxy(model)  # TensorFlow keeps what a data set calls for longer than it should
         self.uses_targets = uses_targets
-        self.error = None
+        self.errors = []
         self.has_ordered = False  # whether what was admitted last comes in an order that Keras must leave
 
     def admit(self, x, y=None, sample_weight=None, batch_size=None, shuffle=False, as_arrays=False):
@@ -43,12 +43,17 @@ class Gate:
             return self._admit_data_set(x), y, sample_weight
         self.model.check_images(x)
         x = tuple(x) if isinstance(x, (list, tuple)) else x
-        n = len(keras.tree.flatten(x)[0])
+        images = keras.tree.flatten(x)[0]
+        n = len(images)
         if y is not None:
-            self._check_targets(x, y, n)
+            self._check_targets(images, y, n)
         if sample_weight is not None:
             check_weights(sample_weight, n)
             y = np.zeros(n) if y is None else y  # Keras drops the weights where there is no target
+        if not as_arrays:
+            size = batch_size or 32
+            check_shares_out(min(n, size))
+            check_shares_out(n % size)
         if as_arrays or keras.backend.backend() != "tensorflow" or count_replicas(self.model) > 1:
             return x, y, sample_weight
         parts = tuple(part for part in (x, y, sample_weight) if part is not None)
@@ -67,9 +72,11 @@ class Gate:
         if isinstance(data, types.GeneratorType):
             return (self.check_batch(batch) for batch in data)
         if hasattr(data, "collate_fn"):  # PyTorch's DataLoader
-            data, collate = copy.copy(data), data.collate_fn
-            data.collate_fn = lambda examples: self.check_batch(collate(examples))
-        return data
+            return _gated_loader(data, self)
+        raise ValueError(
+            "A data set must be a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator or a PyTorch `DataLoader`. "
+            f"Received: a {type(data).__name__}"
+        )
 
     @contextlib.contextmanager
     def own_errors(self):
@@ -77,30 +84,36 @@ class Gate:
         try:
             yield
         except Exception as error:
-            if self.error is None or error is self.error:
+            found = [own for own in self.errors if own is error or str(own) in str(error)]
+            if not found:
                 raise
-            raise self.error from None
+            raise found[0] from None
 
     def check_batch(self, batch):
-        """Check `x` or `(x, y, …)`, and return it as a tuple."""
+        """Check `x`, `(x, y)` or `(x, y, sample_weight)`, and return it as a tuple."""
         x, *others = batch if isinstance(batch, (tuple, list)) else (batch,)
-        return (self._check(x, *others[:1]), *others)
+        return (self._check(x, *others), *others)
 
-    def _check(self, x, y=None):
+    def _check(self, x, y=None, sample_weight=None, *_):
         try:
             self.model.check_images(x)
-            if getattr(y, "shape", None) == getattr(x, "shape", ()):
-                self._check_targets(x, y, len(x))
+            images = keras.tree.flatten(x)[0]
+            check_shares_out(len(images))
+            if getattr(y, "shape", None) == images.shape:
+                self._check_targets(images, y, len(images))
+            if sample_weight is not None:
+                check_weights(sample_weight, len(images))
         except ValueError as error:
-            self.error = error
+            self.errors.append(error)
             raise
+        x = tuple(x) if isinstance(x, list) else x  # as Keras wants it in batches
         return keras.tree.map_structure(lambda part: as_keras_floats(as_numbers(part)), x)
 
-    def _check_targets(self, x, y, n):
+    def _check_targets(self, images, y, n):
         lengths = {len(part) if np.shape(part) else 0 for part in keras.tree.flatten(y)}
         if lengths != {n}:
             raise ValueError(f"`y` must hold a target for each of the {n} images. Received: {sorted(lengths)}")
-        if not self.uses_targets and y is not x and not np.array_equal(as_numbers(x), as_numbers(y, "y")):
+        if not self.uses_targets and y is not images and not np.array_equal(as_numbers(images), as_numbers(y, "y")):
             raise ValueError(
                 "`y` means nothing here: the images are their own target. Leave it out; what the decoder should see, "
                 "such as labels, is a condition, a second input of encoder and decoder."
@@ -116,13 +129,13 @@ class Gate:
         def check_batch(x, *others):
             parts = keras.tree.flatten(x)
             n, layout = len(parts), keras.tree.map_structure(lambda _: 0, x)  # `check` must hold no tensor of a graph
-            target = [other for other in others[:1] if other.shape.rank == parts[0].shape.rank]
+            seen = [other if isinstance(other, tf.Tensor) else () for other in others]  # () for nested targets
 
             def check(*arrays):
                 return keras.tree.flatten(self._check(keras.tree.pack_sequence_as(layout, arrays[:n]), *arrays[n:]))
 
             dtypes = [keras.config.floatx() if part.dtype.is_floating else part.dtype for part in parts]
-            checked = tf.numpy_function(check, parts + target, dtypes)
+            checked = tf.numpy_function(check, parts + seen, dtypes)
             for part, given in zip(checked, parts, strict=True):
                 part.set_shape(given.shape)
             return (keras.tree.pack_sequence_as(x, checked), *others)
@@ -153,3 +166,17 @@ class _GatedPyDataset(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self.data.on_epoch_end()
+
+
+def _gated_loader(data, gate):
+    import torch
+
+    class DataLoader(type(data)):
+        def __iter__(self):  # here, not in `collate_fn`, which may run in another process
+            for batch in super().__iter__():
+                x, *others = gate.check_batch(batch)
+                yield (keras.tree.map_structure(torch.as_tensor, x), *others)
+
+    data = copy.copy(data)
+    data.__class__ = DataLoader
+    return data

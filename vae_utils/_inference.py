@@ -150,7 +150,7 @@ class EncoderDecoder(keras.Model):
         return ops.convert_to_numpy(ops.cast(tensor, self.likelihood.compute_dtype))
 
     def _beside(self, z, x):
-        return [z, *x[1:]] if self.condition_shapes else z
+        return [z, *map(ops.convert_to_tensor, x[1:])] if self.condition_shapes else z
 
 
 def _rows(x, size):

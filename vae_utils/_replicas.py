@@ -10,6 +10,20 @@ def count_replicas(model):
     return getattr(strategy, "num_replicas_in_sync", 1)
 
 
+def check_shares_out(rows):
+    """Let pass a batch of so many rows that `keras.distribution` can share out, which JAX does evenly or not at all."""
+    distribution = keras.distribution.distribution()
+    if keras.backend.backend() != "jax" or distribution is None:
+        return
+    mesh = distribution.device_mesh
+    devices = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+    if rows % devices:
+        raise ValueError(
+            f"On JAX, the rows of each batch must divide by {devices}, the number of devices. Received: {rows}. Choose "
+            "another `batch_size`, or leave rows out."
+        )
+
+
 def _among_others():
     """The context of a replica that runs beside others, or None."""
     if keras.backend.backend() != "tensorflow":
