@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from vae_utils import layers, training  # noqa: F401 - whoever loads a saved VAE needs `Sampling`, too
+from vae_utils import layers, training  # layers: whoever loads a saved VAE needs `Sampling`, too
 from vae_utils._gate import Gate
 from vae_utils._inference import EncoderDecoder
 from vae_utils._replicas import mean_over_batch, share_of
