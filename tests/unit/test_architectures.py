@@ -53,6 +53,18 @@ def test_defaults_have_the_published_layers(build):
         assert type(layer.kernel_initializer).__name__ == ("GlorotUniform" if last else "HeNormal")
 
 
+def test_the_decoder_has_the_encoders_layers_in_reverse():
+    def units(layers):
+        return [layer.units for layer in layers if type(layer).__name__ == "Dense"]
+
+    vae = dense_vae((2, 3, 1), hidden=(8, 5), latent_dim=4)
+    assert units(vae.encoder.layers) == [8, 5, 4, 4] and units(vae.decoder.layers) == [5, 8, 6]
+    vae = conv_vae((8, 8, 1), filters=(3, 5), hidden=7)
+    assert [layer.filters for layer in vae.encoder.layers if "conv" in layer.name] == [3, 5]
+    assert [layer.filters for layer in vae.decoder.layers if hasattr(layer, "filters")] == [5, 3, 1]
+    assert units(vae.encoder.layers) == [7, 2, 2] and units(vae.decoder.layers) == [2 * 2 * 5]
+
+
 SIZES = [(8, 8, 1), (9, 13, 1), (27, 27, 1), (27, 31, 3), (28, 28, 1), (30, 30, 1), (50, 50, 3)]
 
 
