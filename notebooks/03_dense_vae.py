@@ -317,8 +317,8 @@ report("autoencoder, codes fitted", ae_fitted)
 # %% [markdown]
 # What you saw is in the numbers. Codes from $N(0, I)$ give one class 56 % of the time and another never. The fitted
 # Gaussian reaches more classes, but hardly ever the rarest (0.6 %). Now the distances. A real digit lies 23.3 from its
-# nearest training digit. A reconstructed one lies nearer, at 20.1: it is a blur, and a blur is near to many digits. The
-# images from random codes are blurs as well, and yet they lie farther away, at 28.3 and 26.5. So there is no real digit
+# nearest training digit. A reconstructed one lies nearer, at 20.2: it is a blur, and a blur is near to many digits. The
+# images from random codes are blurs as well, and yet they lie farther away, at 28.4 and 27.1. So there is no real digit
 # behind many of them.
 #
 # The autoencoder learned where *its* digits go. It was never asked that all of the space between should decode to
@@ -505,9 +505,9 @@ for epoch in sorted({1, 2, 5, 10, 20, 50} & set(range(1, EPOCHS + 1))):
 
 # %% [markdown]
 # The untrained model above (He's weights, 20 digits) paid 586.3 nats for the reconstruction alone. After one epoch the
-# validation loss is 171.80, far below the 206 of independent pixels. From there it takes 49 epochs to win the next 21
+# validation loss is 172.97, far below the 206 of independent pixels. From there it takes 49 epochs to win the next 23
 # nats. In all lines but the last, the training loss is the higher one, because Keras averages it over the epoch while
-# the model is still improving. At the end it is the lower one: 149.59 against 150.44. The model has begun to know its
+# the model is still improving. At the end it is the lower one: 149.63 against 150.28. The model has begun to know its
 # training digits better than others.
 #
 # ## Train it better
@@ -606,7 +606,7 @@ for seed in (1, 2):
     print(f"ours once more, from seed {seed:<7}{short_run(*variant, seed):7.2f}")
 
 # %% [markdown]
-# Read the last three lines first. The same recipe from three seeds gives 161.80, 164.23 and 163.38. So a seed is worth
+# Read the last three lines first. The same recipe from three seeds gives 161.81, 164.22 and 163.35. So a seed is worth
 # more than 2 nats in a run this short, and a smaller difference between two single runs says nothing. Adam gains 0.42
 # nats and He's weights 1.16: too little to count. The larger rate, in batches of 200, gains 4.43 nats, more than the
 # seeds differ by. Then the cosine *loses* 2.28. In three epochs, that is about what a seed is worth; over 50 epochs you
@@ -633,7 +633,7 @@ print(f"floor of the validation digits {evaluation.reconstruction_floor(x_val).m
 # The reconstruction falls and the KL rises: the model buys a better picture by saying more in its code. The two
 # reconstruction curves part in the second half. The held-out KL jumps about until the rate gets small: it belongs to
 # the weights at the end of one epoch, while a training value is an average over all steps of the epoch. At the end the
-# held-out loss is 147.43 against 145.96 in training, and nearly all of the difference is in the reconstruction. Of the
+# held-out loss is 147.42 against 145.94 in training, and nearly all of the difference is in the reconstruction. Of the
 # 141.01 nats of reconstruction, 46.09 are the floor of these digits.
 #
 # ## Look into the first two epochs
@@ -681,7 +681,7 @@ for step in (10, 30, 50, 100, 200, 500):
 # %% [markdown]
 # After ten steps the loss is 223.2, not far above independent pixels, and 30 steps are enough to get below them. The KL
 # does something else: after these ten steps it is high and unequal, 6.82 nats on $z_0$ and 2.07 on $z_1$. Then the
-# first falls and the second rises, to 2.91 and 2.66. At first most of the nats are in one number; then the two share
+# first falls and the second rises, to 2.99 and 2.74. At first most of the nats are in one number; then the two share
 # them. A run in which one of these curves goes to zero has lost a dimension. That is the first thing to look for when a
 # loss disappoints.
 #
@@ -804,7 +804,7 @@ report("autoencoder, codes fitted", ae_fitted)
 
 # %% [markdown]
 # Many can be read at once, all ten classes come, and the commonest takes 16 % instead of 56 %. The distance to a real
-# digit, 21.1, is smaller than for either kind of autoencoder sample. (It is smaller than for real digits, too. Don't
+# digit, 21.2, is smaller than for either kind of autoencoder sample. (It is smaller than for real digits, too. Don't
 # read that as better than real: these are blurs again.) Other samples are in-between shapes, and the fifth in the
 # first row falls to pieces. Is it from a gap? Measure how far each draw is from the nearest code of a validation
 # digit. The same seed gives the same 500 draws of $z$ as above, as the assert shows.
@@ -816,7 +816,7 @@ to_nearest_code = np.linalg.norm(z_drawn[:, None] - z_mean, axis=2).min(axis=1)
 print(f"from the fifth sample {to_nearest_code[4]:.2f}, from the median sample {np.median(to_nearest_code):.2f}")
 
 # %% [markdown]
-# It is: the nearest code is 0.79 away from it, while the median sample has one at 0.04. None of the 5,000 validation
+# It is: the nearest code is 0.73 away from it, while the median sample has one at 0.03. None of the 5,000 validation
 # digits lies near, so training hardly told the decoder what to draw there.
 #
 # ## Go from one digit to another
@@ -853,13 +853,13 @@ report("middle, straight in pixels", in_pixels)
 report("middle, straight in z", in_z)
 
 # %% [markdown]
-# The middle of a straight line in pixels is 25.1 away from the nearest real digit, farther than its ends at 18.1. In
-# $z$ the middle is 20.1 away: on the way the images stay near the digits.
+# The middle of a straight line in pixels is 25.1 away from the nearest real digit, farther than its ends at 18.2. In
+# $z$ the middle is 20.3 away: on the way the images stay near the digits.
 #
 # ## Overfit on purpose
 #
-# A model overfits when it learns its training digits better than digits in general. Ours ended at 147.43 nats on
-# held-out digits, against 145.96 in training. To see more of it, take a larger model and fewer digits:
+# A model overfits when it learns its training digits better than digits in general. Ours ended at 147.42 nats on
+# held-out digits, against 145.94 in training. To see more of it, take a larger model and fewer digits:
 # 784–512–2–512–784, trained on 1,000 digits in batches of 128, Adam at 10⁻³, 50 epochs. Beside it, the same model on
 # all digits.
 
@@ -900,9 +900,9 @@ for name, (seen, unseen) in results.items():
     print(f"{name:<24} seen {seen:6.1f}, held out {unseen:6.1f}, gap {unseen - seen:4.1f} nats per image")
 
 # %% [markdown]
-# After about the same number of steps, the model that saw 1,000 digits pays 179.5 nats on digits it hasn't seen, the
-# one that saw all pays 174.8. The first has a gap of 3.9 nats between seen and unseen digits, the second none. Four
-# epochs on all digits bring 160.8 and a gap below 1.
+# After about the same number of steps, the model that saw 1,000 digits pays 178.3 nats on digits it hasn't seen, the
+# one that saw all pays 174.6. The first has a gap of 4.6 nats between seen and unseen digits, the second none. Four
+# epochs on all digits bring 160.9 and a gap below 1.
 #
 # To overfit in earnest, train longer and with a higher rate, 4·10⁻³. One epoch below is ten passes over the 1,000
 # digits. **Early stopping** watches 200 validation digits, about as many as you would hold back if you had only 1,000.
@@ -934,10 +934,10 @@ restored = longer.evaluate(x_val[:200], batch_size=128, verbose=0, return_dict=T
 assert abs(restored - min(val_loss)) < 0.01
 
 # %% [markdown]
-# The held-out curve is nearly level from the fifth epoch on, lowest at epoch 14, and rises slowly after it; the
-# training curve keeps falling. Early stopping put the weights of epoch 14 back, as the assert shows. Two warnings. The
-# gap at the best epoch is already 16.5 nats: early stopping ends overfitting, it doesn't prevent it. More digits help
-# more: 160.8 above, 170.4 here. And the 200 digits that chose the epoch say 165.5, while 5,000 say 170.4: 200 digits
+# The held-out curve is nearly level from the fifth epoch on, lowest at epoch 13, and rises slowly after it; the
+# training curve keeps falling. Early stopping put the weights of epoch 13 back, as the assert shows. Two warnings. The
+# gap at the best epoch is already 15.4 nats: early stopping ends overfitting, it doesn't prevent it. More digits help
+# more: 160.9 above, 169.8 here. And the 200 digits that chose the epoch say 165.3, while 5,000 say 169.8: 200 digits
 # are too few for a number that you report.
 #
 # ## Give the code more room
@@ -1027,7 +1027,7 @@ if digits.name == "mnist" and FULL:
     assert abs(loss - 105.6) < 0.3, "the published test loss"
 
 # %% [markdown]
-# 105.64, where 105.56 to 105.59 are published. Framework, initial weights and noise differ, so don't expect every seed
+# 105.62, where 105.56 to 105.59 are published. Framework, initial weights and noise differ, so don't expect every seed
 # to come this close. But the agreement says that (3.5) sums and averages over the same things as theirs: with a slip in
 # one of the sums you would be off by far more.
 #
@@ -1070,20 +1070,20 @@ vae.set_weights(weights)
 #
 # - A grey pixel is scored by the average over throws of a coin. A perfect reconstruction of the test digits still costs
 #   45.53 nats, independent pixels cost 205.96.
-# - A plain autoencoder puts its codes anywhere, here from −41 to 74, so there is no distribution to draw new ones from.
+# - A plain autoencoder puts its codes anywhere, here from −40 to 75, so there is no distribution to draw new ones from.
 # - The VAE adds 514 parameters, noise and a KL term. Written out, it has 404,244 parameters and the loss of
 #   `vae_utils`.
-# - As published it reaches a test −ELBO of 151.77 after 50 epochs; with Adam, He's weights, batches of 200 and a cosine
-#   from 4·10⁻³, 148.79.
+# - As published it reaches a test −ELBO of 151.57 after 50 epochs; with Adam, He's weights, batches of 200 and a cosine
+#   from 4·10⁻³, 148.70.
 # - In the first steps most of the KL is in one latent dimension. Then that one falls and the other rises, until they
 #   are nearly equal. Over 50 epochs the reconstruction falls and the KL rises.
-# - The prior's samples show all ten classes. The codes don't fill the prior exactly (variances 1.28 and 1.67), and a
+# - The prior's samples show all ten classes. The codes don't fill the prior exactly (variances 1.27 and 1.65), and a
 #   sample from a gap falls to pieces.
-# - A middle in $z$ is nearer to real digits (20.1) than a middle in pixels (25.1).
-# - On 1,000 digits, 807,700 parameters have a gap of 16.5 nats between seen and unseen digits at the best epoch.
-# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.13, 118.44 and 110.07 nats on validation digits, and all 20
+# - A middle in $z$ is nearer to real digits (20.3) than a middle in pixels (25.1).
+# - On 1,000 digits, 807,700 parameters have a gap of 15.4 nats between seen and unseen digits at the best epoch.
+# - After 6 epochs each, 2, 8 and 20 dimensions reach 156.12, 118.47 and 110.05 nats on validation digits, and all 20
 #   are used.
-# - 784–400–20–400–784, set up as published: 105.64 nats, published 105.56 to 105.59.
+# - 784–400–20–400–784, set up as published: 105.62 nats, published 105.56 to 105.59.
 #
 # ## Exercises
 #

@@ -540,7 +540,7 @@ ax.set(xlabel="−ELBO on validation digits, nats per image", yticks=[0, 1], yli
 ax.set_yticklabels(["summed, β = 1", "averaged, β = ½"])
 legend = figure.legend(loc="outside right center")
 # %% [markdown]
-# The slip costs up to 0.9 nats here, less than the seeds differ by. So you won't notice it in one curve.
+# The slip costs up to 0.8 nats here, less than the seeds differ by. So you won't notice it in one curve.
 #
 # What does it do to the picture? The KL is the price of moving a code away from the prior. At half the price, you
 # expect the codes to spread. The prior has a standard deviation of 1 in each dimension, and 5 % of its draws fall

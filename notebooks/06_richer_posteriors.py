@@ -404,8 +404,8 @@ legend = ax.legend(title="view")
 
 # %% [markdown]
 # The gap differs from digit to digit by more than a factor of ten. With the top rows alone it is larger in every seed,
-# 0.450 nats on average, against 0.255 for whole digits (the medians of the seeds). In the first seed the smallest
-# gap of a digit is 0.0150 nats, the change from half as many points a side 0.0079 at most.
+# 0.452 nats on average, against 0.254 for whole digits (the medians of the seeds). In the first seed the smallest
+# gap of a digit is 0.0155 nats, the change from half as many points a side 0.0079 at most.
 #
 # Now look at the true posteriors.
 
@@ -798,12 +798,12 @@ legend = ax.legend(ncols=2, loc="lower center")
 
 # %% [markdown]
 # Both kinds close more than half of the diagonal's gap at length 16, in every seed. Length 1 helps, but tilting helps
-# more: five of its six seeds, 0.258 to 0.290, lie above every seed of full covariance (0.212 to 0.225), and the sixth,
-# 0.223, among them. Length 4 pays: 0.180 for planar steps, 0.217 for couplings (medians). From 4 to 16 couplings still
-# gain, to 0.185. Planar steps don't: two of their seeds end higher, the third at 0.138. At length 16 every seed of both
+# more: five of its six seeds, 0.224 to 0.263, lie above every seed of full covariance (0.214 to 0.222), and the sixth,
+# 0.208, below them. Length 4 pays: 0.182 for planar steps, 0.211 for couplings (medians). From 4 to 16 couplings still
+# gain, to 0.188. Planar steps don't: two of their seeds end higher, the third at 0.138. At length 16 every seed of both
 # kinds lies below every seed of full covariance. Which kind is better, these seeds don't tell. The last line above the
-# figure says how exact the sums are. With half as many points a side, a digit would move by up to 0.0104 nats, more
-# than the smallest gap of all, 0.0033. So trust the averages, and not the last digits of one gap.
+# figure says how exact the sums are. With half as many points a side, a digit would move by up to 0.0080 nats, more
+# than the smallest gap of all, 0.0035. So trust the averages, and not the last digits of one gap.
 #
 # Draw the three digits from the lower row of the first figure of posteriors once more, with the longest couplings. The
 # rings are again images of circles of noise.
@@ -902,11 +902,11 @@ for name in ("diagonal", "diagonal, longer"):
         assert min(gains) > 0, "at an equal number of steps the flow wins"
 
 # %% [markdown]
-# The ± is one standard error over the test digits. From 100 draws to 200 each bound rose by 0.28 to 0.46 nats: none is
+# The ± is one standard error over the test digits. From 100 draws to 200 each bound rose by 0.26 to 0.47 nats: none is
 # tight yet, and what is left to rise need not be the same for the models. At an equal number of steps, the couplings
-# win by 1.83 to 2.34 nats, in every seed and by many standard errors. But each of their steps takes longer. Give the
-# diagonal posterior half as many steps more, which takes about as long as the couplings took, and it wins by 2.13 to
-# 2.90 nats, in every seed. These models are young: after six to nine epochs, more training still buys more than more
+# win by 1.65 to 2.33 nats, in every seed and by many standard errors. But each of their steps takes longer. Give the
+# diagonal posterior half as many steps more, which takes about as long as the couplings took, and it wins by 2.20 to
+# 2.92 nats, in every seed. These models are young: after six to nine epochs, more training still buys more than more
 # shape. So "at an equal budget" must say which budget, for that decides the answer.
 #
 # Rezende and Mohamed (2015) report 85.1 nats for flows of length 80: an upper bound on $-\log p_\theta(x)$ for
@@ -1194,9 +1194,9 @@ axes[0].set_ylabel("nats")
 legend = axes[1].legend(loc="lower right")
 
 # %% [markdown]
-# Look at the left panel, and at the lines above the figure. Between steps 400 and 430, in all three seeds, the "ELBO"
+# Look at the left panel, and at the lines above the figure. Between steps 400 and 431, in all three seeds, the "ELBO"
 # is for the first time more than 0.1 nats above $\log p_\theta(x) = -4.79$. Then it wavers; over the last 100 steps it
-# is $-4.63$ to $-4.58$ on average. No true ELBO can do this. The true ELBO of the same $q$ nearly arrives, and then
+# is $-4.63$ to $-4.57$ on average. No true ELBO can do this. The true ELBO of the same $q$ nearly arrives, and then
 # falls *away* from $\log p_\theta(x)$ while its claim stays high. At the end $q$ is too narrow (σ 0.24 to 0.25, where
 # the posterior has 0.29): the discriminator charges too little for it. With adaptive contrast, claim and truth end at
 # $-4.79$. That case is easy: $q$ is itself a Gaussian, so nothing is left for the discriminator.
@@ -1350,11 +1350,11 @@ for ax, name in zip(axes[:, 0], ("truth", "implicit"), strict=True):
     label = ax.set_ylabel(f"{name}\n$z_1$")
 
 # %% [markdown]
-# Read the lines above the figure. Against the prior, the claim is 0.44 to 1.46 nats *above* $\log p_\theta(x)$ in all
-# three seeds, and the posteriors behind it have gaps of 4 to 4.8 nats, more than eight times the diagonal Gaussian's.
+# Read the lines above the figure. Against the prior, the claim is 0.69 to 1.39 nats *above* $\log p_\theta(x)$ in all
+# three seeds, and the posteriors behind it have gaps of 3.9 to 4.9 nats, more than eight times the diagonal Gaussian's.
 # Whoever chooses a model by this "ELBO" chooses the worst. With adaptive contrast the claim ends below
 # $\log p_\theta(x)$, about 0.1 nats above the true ELBO. Two things may cause that difference: a discriminator that is
-# still learning, and an $r$ whose moments 64 draws know only roughly. The gap is 0.254 to 0.272: well below the
+# still learning, and an $r$ whose moments 64 draws know only roughly. The gap is 0.252 to 0.273: well below the
 # diagonal's, above every seed of full covariance and of the longest flows.
 #
 # In the figure, $q$ covers only a part of each posterior: for the first digit the larger piece, for the second the two
@@ -1406,18 +1406,18 @@ for name in POSTERIORS:
 #
 # ## In this notebook
 #
-# - A diagonal Gaussian leaves a gap of 0.255 nats on whole digits and 0.450 on their top rows, on digits that it was
-#   trained on (here and below, medians of three seeds). Tilt closes 73 to 74 % of it, and 50 to 53 %.
+# - A diagonal Gaussian leaves a gap of 0.254 nats on whole digits and 0.452 on their top rows, on digits that it was
+#   trained on (here and below, medians of three seeds). Tilt closes 72 to 74 % of it, and 52 to 53 %.
 # - Planar and coupling steps have inverses, their determinants agree with autodiff's Jacobian, and their densities add
 #   up to 1 on a grid.
-# - On the top rows the gap falls from 0.450 to 0.185 nats with 16 couplings and to 0.191 with 16 planar steps, measured
+# - On the top rows the gap falls from 0.452 to 0.188 nats with 16 couplings and to 0.189 with 16 planar steps, measured
 #   on a grid of noise. Pieces that lie far apart stay out of reach.
 # - With 40 latent dimensions, 4 couplings gain 1.95 nats of the weighted bound over a diagonal Gaussian at an equal
-#   number of steps (three seeds, 1.83 to 2.34), and lose 2.13 to 2.90 to one that got half as many steps more.
+#   number of steps (three seeds, 1.65 to 2.33), and lose 2.20 to 2.92 to one that got half as many steps more.
 # - For a banana, a discriminator's KL is too small while it learns: 3 nats short after 100 steps, and 0.3 with adaptive
 #   contrast.
-# - An adversarial "ELBO" is no bound. On digits, against the prior, it claimed 0.44 to 1.46 nats more than
-#   $\log p_\theta(x)$, with a true gap of 4 to 4.8.
+# - An adversarial "ELBO" is no bound. On digits, against the prior, it claimed 0.69 to 1.39 nats more than
+#   $\log p_\theta(x)$, with a true gap of 3.9 to 4.9.
 #
 # ## Exercises
 #
