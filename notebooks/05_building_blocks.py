@@ -527,9 +527,9 @@ for name in ("ELBO", "weighted"):  # the medians at equal cost once more
 # At equal cost, more samples lose, and the three seeds agree. Trained on the ELBO, 5 of them raise $-\mathcal L_{50}$
 # by 2.97 to 5.77 nats and 50 by 19.23 to 21.54. The images that they displace are missed more: a run with 50 samples
 # sees 1,184 digits, one with a single sample 30,000, which is each of the 20,000 once and half of them again. (Other
-# rates of Adam may give other differences.) With three budgets (5 samples and all 100 images) the gain is 0.25 to 0.96
-# nats, and 1.57 to 2.56 for the weighted bound. What one sample does with three budgets isn't in the table. Look at the
-# −ELBO with 50 samples, too: its median is 170.77 for the weighted bound and 154.80 for the ELBO, far more apart than
+# rates of Adam may give other differences.) With three budgets (5 samples and all 100 images) the gain is 0.25 to 0.97
+# nats, and 1.57 to 2.57 for the weighted bound. What one sample does with three budgets isn't in the table. Look at the
+# −ELBO with 50 samples, too: its median is 170.99 for the weighted bound and 154.77 for the ELBO, far more apart than
 # the seeds. The encoder is then trained for the average of fifty weights, and the ELBO asks for one. So say which bound
 # you trained on, and which you report.
 #
@@ -770,8 +770,8 @@ assert abs(sum(map(float, swaps["analytic KL"].losses)) - losses["analytic KL"].
 
 # %% [markdown]
 # All four work, and in this run none is a nat away from the first. The ± says nothing about another training. The first
-# two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.71. Beside that,
-# the 0.98 of the mixture is no evidence for its prior: one training each can't tell a better prior from luck. Where do
+# two rows are one and the same model, trained on two estimates of the same loss, and they differ by 0.69. Beside that,
+# the 0.95 of the mixture is no evidence for its prior: one training each can't tell a better prior from luck. Where do
 # the codes lie?
 
 # %% mystnb={"figure": {"caption": "Means of the validation digits' codes with the standard normal prior, left, and with the mixture prior, right. Black lines: one standard deviation of the prior, or of each of its ten parts; crosses: the centres of these parts before the training.", "name": "fig-05-priors"}, "image": {"alt": "Two scatter plots of two-dimensional codes in ten colours. Left, a cloud about 6 wide and 5 high, with a black circle of radius 1 near its lower middle; the ones lie apart at the top right. Right, a similar cloud on a larger scale, with ten black ellipses of different sizes: most over its middle, two tall ones towards the ones, one reaching below all codes. Most of the ten crosses lie right of the middle and below it."}}
@@ -1264,8 +1264,8 @@ sigma = np.sqrt(np.mean((y_curve - least_squares(t_train)) ** 2))
 
 # %% [markdown]
 # $z$ has one dimension, so sums over a grid give $\log p(y|t)$ and the true posterior $p(z|y,t)$. Then (5.17) can be
-# checked: what is missing must be the KL divergence from $q$ to the true posterior, as in chapter 02. Hold 0.522 −
-# 0.393 against the ELBO of 0.140 ± 0.009.
+# checked: what is missing must be the KL divergence from $q$ to the true posterior, as in chapter 02. Hold 0.495 −
+# 0.374 against the ELBO of 0.133 ± 0.010.
 
 
 # %%
@@ -1330,7 +1330,7 @@ assert not CLAIMS or exact.mean() > plain.mean() + 1
 # Least squares answers roughly with the mean of the two branches: 98.5 % of its answers lie between them, where 0.2 %
 # of the points do. The conditional VAE draws from both branches, and its $\log p(y|t)$ is more than a nat higher. The
 # truth reaches 0.914. $z$ is continuous, and where the decoder goes from one branch to the other, it draws between
-# them: 24.2 % of the draws in this run. It also favours the upper branch, with 42.8 % against 32.5 %.
+# them: 25.2 % of the draws in this run. It also favours the upper branch, with 42.5 % against 31.8 %.
 #
 # ## Classify with 100 labels
 #
@@ -1458,7 +1458,7 @@ for seed in range(3 if FULL else 1):
 
 # %% [markdown]
 # Over twenty choices of labels the codes of this VAE are 1.2 percentage points behind the pixels. Training on
-# everything at once gets 75.7 to 76.5 %: behind the pixels for two choices of labels, ahead for one. So with this
+# everything at once gets 75.6 to 76.6 %: behind the pixels for two choices of labels, ahead for one. So with this
 # network and this short training, you see no gain from 20,000 digits without labels. (The weight was chosen by single
 # runs.)
 #
@@ -1470,15 +1470,15 @@ for seed in range(3 if FULL else 1):
 #   samples; without it you may get wrong numbers and no error.
 # - The variance of a batch gradient is $(V_\text{images} + V_\text{noise}/S)/B$. The best $S$ by (5.5) is 1.40 for the
 #   encoder's outputs and 0.23 for the logits. At equal cost $-\mathcal L_{50}$ is 128.83 with one sample, 132.73 with
-#   5, 148.55 with 50 (medians of three short runs).
-# - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate, 17.303 ± 0.010, agrees with the
-#   closed form, 17.310, and admits a mixture prior and a Laplace posterior.
+#   5, 148.54 with 50 (medians of three short runs).
+# - The KL divergence is a layer that adds its loss in `call`. Its Monte Carlo estimate, 17.306 ± 0.010, agrees with the
+#   closed form, 17.313, and admits a mixture prior and a Laplace posterior.
 # - Six losses stood on one network. As a density the continuous Bernoulli leads, with −6.188 bits per dimension;
 #   as a probability of 256 levels it comes last, with 3.369, and the discretized logistic first, with 1.769.
-# - The same class solved a regression with two answers: $\log p(y|t)$ is 0.522 in this run, where least squares has
+# - The same class solved a regression with two answers: $\log p(y|t)$ is 0.495 in this run, where least squares has
 #   −1.182 and the truth 0.914.
 # - With 100 labels, over 20 choices, pixels gave 75.4 % right and codes 74.2 %. For three of these choices the joint
-#   model gave 75.7 to 76.5 %, and pixels 75.7 to 77.2 %.
+#   model gave 75.6 to 76.6 %, and pixels 75.7 to 77.2 %.
 #
 # ## Exercises
 #
