@@ -6,7 +6,7 @@ import socket
 
 #: In no file at all.
 LEAKS = {
-    "a path": r"(?<![\w./~-])/(home|root|Users|work|mnt)/[\w.]|[A-Z]:\\\\?Users\b|/site-packages/",
+    "a path": r"(?<![\w./~-])/(home|root|Users|work|mnt)/[\w.]|[A-Z]:\\\\?Users\b|/site" + "-packages/",
     "a registry": "/sim" + r"ple/?\b",  # in two parts, so that this line is no address
     "a token": r"\b((gh[pousr]|github_pat|hf)_\w{20,}|sk-[\w-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|xox\w-\w+)",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",

@@ -322,8 +322,9 @@ def test_samples_of_the_continuous_bernoulli_are_quantiles_also_near_zero(a):
         numpy(ContinuousBernoulli().sample(np.full((1_000, 1), value, "float32"), seed=3)) for value in (0.0, -a, a)
     )
     expected = np.log1p(u * np.expm1(-a)) / -a
-    np.testing.assert_allclose(falling, expected, rtol=1e-6, atol=2e-7)
-    np.testing.assert_allclose(growing, 1 - expected, rtol=1e-6, atol=2e-7)
+    # Four operations near 1, each rounded by 6e-8, of which the division carries the error of what it divides.
+    np.testing.assert_allclose(falling, expected, rtol=1e-6, atol=6e-7)
+    np.testing.assert_allclose(growing, 1 - expected, rtol=1e-6, atol=6e-7)
 
 
 def test_samples_are_values_that_the_likelihood_takes(name):
