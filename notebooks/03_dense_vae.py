@@ -259,7 +259,7 @@ ax.plot(*normal_draws[:40].T, "k+", markersize=6, zorder=5)
 print(f"codes reach from {codes.min():.0f} to {codes.max():.0f}")
 
 # %% [markdown]
-# Nobody told the encoder where to put its codes, so it spread them from −41 to 74, in wedges with gaps between. The
+# Nobody told the encoder where to put its codes, so it spread them from −40 to 75, in wedges with gaps between. The
 # draws from $N(0, I)$ all fall on one spot near the tip of the wedges. So many classes meet there that the marks of the
 # 3s and the 5s are hidden.
 #
@@ -570,7 +570,7 @@ if digits.name == "mnist" and FULL:
     assert final["ours"][0] < final["as published"][0] - 0.5
 
 # %% [markdown]
-# The same model, the same number of epochs, 3.0 nats better. Both are scored on the same digits, so the difference is
+# The same model, the same number of epochs, 2.9 nats better. Both are scored on the same digits, so the difference is
 # surer than the standard errors suggest: exercise 6 makes that precise. But each recipe ran once, from one seed.
 #
 # (Is a dense model as good as a convolutional one, at two latent dimensions? Chapter 04 scores both on the same
@@ -607,9 +607,9 @@ for seed in (1, 2):
 
 # %% [markdown]
 # Read the last three lines first. The same recipe from three seeds gives 161.81, 164.22 and 163.35. So a seed is worth
-# more than 2 nats in a run this short, and a smaller difference between two single runs says nothing. Adam gains 0.42
-# nats and He's weights 1.16: too little to count. The larger rate, in batches of 200, gains 4.43 nats, more than the
-# seeds differ by. Then the cosine *loses* 2.28. In three epochs, that is about what a seed is worth; over 50 epochs you
+# more than 2 nats in a run this short, and a smaller difference between two single runs says nothing. Adam gains 0.44
+# nats and He's weights 1.13: too little to count. The larger rate, in batches of 200, gains 4.45 nats, more than the
+# seeds differ by. Then the cosine *loses* 2.31. In three epochs, that is about what a seed is worth; over 50 epochs you
 # saw the loss settle as the rate fell. A table of short runs can't say what pays in a long one.
 #
 # ## Watch the two terms
@@ -742,7 +742,7 @@ print("variance of the centres:             ", z_mean.var(axis=0).round(3))
 print("plus mean variance of the clouds:    ", (z_mean.var(axis=0) + np.mean(sigma**2, axis=0)).round(3))
 
 # %% [markdown]
-# A cloud's standard deviation is about 0.05. The sums are 1.28 and 1.67, not 1: the codes reach farther out than the
+# A cloud's standard deviation is about 0.05. The sums are 1.27 and 1.65, not 1: the codes reach farther out than the
 # prior. The KL term charges for that, and training has paid the price.
 #
 # ## Walk over the manifold

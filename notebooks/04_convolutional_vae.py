@@ -489,9 +489,9 @@ for name in ("val_loss", "val_reconstruction_loss", "val_kl_loss"):
     print(f"{name:<24} {history[name][-1]:7.2f} nats per image")
 
 # %% [markdown]
-# In every epoch of this run the held-out loss lies below the training loss, at the end by very little. Keras averages
-# the training loss over the whole epoch, while the weights improve, and measures the held-out loss at the end of the
-# epoch. After the last epoch they are this far apart:
+# In every epoch of this run but the last, the held-out loss lies below the training loss. Keras averages the training
+# loss over the whole epoch, while the weights improve, and measures the held-out loss at the end of the epoch. After the
+# last epoch they are this far apart:
 
 # %%
 apart = history["val_loss"][-1] - history["loss"][-1]
@@ -614,7 +614,7 @@ ax = plotting.plot_reconstructions(vae, x_val[:10])
 # Score the digits one by one by their ELBO and look at the best and the worst. Ink costs: print how the score goes with
 # the amount of it.
 
-# %% mystnb={"figure": {"caption": "The five digits with the highest ELBO and the five with the lowest, above their reconstructions.", "name": "fig-04-best-worst"}, "image": {"alt": "Ten digits above their reconstructions. The first five show the digit 1 in thin strokes, reconstructed well. The last five are a thick zero, a thick eight, a seven with a stroke before it, and two twos with loops. The reconstructions of four of them look like a six, the other is a blur."}}
+# %% mystnb={"figure": {"caption": "The five digits with the highest ELBO and the five with the lowest, above their reconstructions.", "name": "fig-04-best-worst"}, "image": {"alt": "Ten digits above their reconstructions. The first five show the digit 1 in thin strokes, reconstructed well. The last five are a thick eight, a two with a stroke behind it, two more thick eights and a thick zero. The reconstructions of the two and the zero look like a six, that of an eight like a three, the others are blurs."}}
 elbo_val = evaluation.elbo(vae, x_val, num_samples=10)
 order = np.argsort(-elbo_val)
 ax = plotting.plot_reconstructions(vae, x_val[np.r_[order[:5], order[-5:]]])
@@ -626,7 +626,7 @@ print(f"correlation of −ELBO with ink: {np.corrcoef(-elbo_val, ink)[0, 1]:.2f}
 
 # %% [markdown]
 # The five best are all the digit 1 in thin strokes: there is little ink to get wrong. More ink goes with a higher
-# −ELBO. But ink doesn't explain all: some of the worst digits are thin. None of these five comes back as itself.
+# −ELBO. But ink doesn't explain all: one of the worst digits is thin. None of these five comes back as itself.
 #
 # ## Draw new digits
 #
