@@ -522,8 +522,8 @@ for view in x:
         assert after.max() < before.min()
 
 # %% [markdown]
-# For whole digits, leaning was most of it: 73 to 74 % of the gap is gone with one more number per image. For the top
-# rows it is 50 to 53 %. Look at the figure again for what can be left there: patches that are curved, or in pieces.
+# For whole digits, leaning was most of it: 72 to 74 % of the gap is gone with one more number per image. For the top
+# rows it is 52 to 53 %. Look at the figure again for what can be left there: patches that are curved, or in pieces.
 #
 # ## Bend it: flows
 #
@@ -781,7 +781,7 @@ assert min(values.min() for values in gap.values()) > -max(changes), "no KL is n
 if FULL:
     assert max(changes) < 0.03, "flows may bend sharply between two nodes"
 
-# %% mystnb={"figure": {"caption": "The gap by (6.1), averaged over the digits' top rows, against the length of the flow: every seed (hollow markers) and the median of the seeds (lines).", "name": "fig-06-lengths"}, "image": {"alt": "Both curves begin at 0.26 nats at length 1 and end at 0.19 at length 16; the planar one is at 0.18 at length 4, the coupling one at 0.22. The markers of planar flows spread from 0.22 to 0.29 at length 1 and from 0.14 to 0.21 at length 16. A dotted level at 0.45 marks the diagonal Gaussian and a dashed one at 0.22 full covariance."}}
+# %% mystnb={"figure": {"caption": "The gap by (6.1), averaged over the digits' top rows, against the length of the flow: every seed (hollow markers) and the median of the seeds (lines).", "name": "fig-06-lengths"}, "image": {"alt": "The planar curve begins at 0.22 nats at length 1, the coupling one at 0.26, and both end at 0.19 at length 16; the planar one is at 0.18 at length 4, the coupling one at 0.21. The markers of planar flows spread from 0.21 to 0.26 at length 1 and from 0.14 to 0.21 at length 16. A dotted level at 0.45 marks the diagonal Gaussian and a dashed one at 0.22 full covariance."}}
 figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for (kind, _), color, marker in zip(FLOWS.items(), (BLUE, ORANGE), "os", strict=True):
     each = np.array([gap[f"{kind} {K}", "top"].mean(axis=1) for K in LENGTHS])
@@ -808,7 +808,7 @@ legend = ax.legend(ncols=2, loc="lower center")
 # Draw the three digits from the lower row of the first figure of posteriors once more, with the longest couplings. The
 # rings are again images of circles of noise.
 
-# %% mystnb={"figure": {"caption": "True posteriors of three digits' top rows (shading, by the square root of the density): rings of the full covariance (top) and of the longest coupling flow (bottom). Each panel has shades of its own.", "name": "fig-06-flows"}, "image": {"alt": "Six panels. Top row: ellipses, the middle ones leaning. Bottom row: rings in much the same places, egg-shaped on the first patch, and on the second over one piece where the ellipse above covers two. On the third, both sit on one faint piece and leave the dark ones out."}}
+# %% mystnb={"figure": {"caption": "True posteriors of three digits' top rows (shading, by the square root of the density): rings of the full covariance (top) and of the longest coupling flow (bottom). Each panel has shades of its own.", "name": "fig-06-flows"}, "image": {"alt": "Six panels. Top row: ellipses, the middle ones leaning. Bottom row: rings in much the same places, egg-shaped and longer on the first patch, and on the second over the larger of two pieces, as the ellipse above. On the third, both sit on one faint piece and leave the dark ones out."}}
 longest = f"coupling {LENGTHS[-1]}"
 order = np.argsort(gap["diagonal", "top"][0])[[N // 2, -3, -1]]
 figure, axes = plt.subplots(2, 3, figsize=(7.5, 5), layout="constrained")
@@ -822,9 +822,9 @@ for ax in axes[-1]:
     label = ax.set_xlabel("$z_0$")
 
 # %% [markdown]
-# At the left, both sit on one of two pieces, and the gap is much the same, 0.42 and 0.41. In the middle, full
-# covariance reaches over two pieces that touch. The flow stays on the larger one, and that costs more: 0.77 against
-# 0.68. At the right, neither leaves its faint piece: 1.87 and 1.78. A gap of 1.78 nats means that the piece holds at
+# At the left, both sit on the dark piece. The flow's rings follow it further down, and its gap is the smaller one, 0.21
+# against 0.37. In the middle, both sit on the larger of two pieces that touch, and the gaps are nearly the same: 0.76
+# for full covariance, 0.78 for the flow. At the right, neither leaves its faint piece: 1.87 and 1.78. A gap of 1.78 nats means that the piece holds at
 # least $e^{-1.78}$ of the mass, 17 %. Training sees the posterior only where $q$ draws, and these draws lie far from
 # the other pieces. And a continuous invertible function can't tear a disc apart: it can stretch it over two pieces,
 # with a thin bridge between.
@@ -1358,10 +1358,10 @@ for ax, name in zip(axes[:, 0], ("truth", "implicit"), strict=True):
 # diagonal's, above every seed of full covariance and of the longest flows.
 #
 # In the figure, $q$ covers only a part of each posterior: for the first digit the larger piece, for the second the two
-# that touch, for the third a faint one. On these three digits its gaps, 0.44, 1.04 and 1.97, are larger than those of
-# full covariance and of the couplings. A step here was two updates with 960 draws each, against one with 240 for the
-# flows; there were 700 steps at a rate of up to 1e-3, against 800 at 3e-3. So the comparison is not at an equal budget;
-# the table has the processor time.
+# that touch, for the third a faint one. On these three digits its gaps, 0.25, 1.05 and 1.97, are larger than those
+# of the couplings, and all but the first larger than those of full covariance. A step here was two updates with 960
+# draws each, against one with 240 for the flows; there were 700 steps at a rate of up to 1e-3, against 800 at 3e-3. So
+# the comparison is not at an equal budget; the table has the processor time.
 #
 # ## When is it worth it?
 #
@@ -1390,9 +1390,9 @@ for name in POSTERIORS:
 #
 # - **Full covariance** costs one more number per image and closes half of the gap. In two dimensions, begin
 #   here. Its price grows with the square of the number of dimensions.
-# - **Flows** of length 16 gain a little more in every seed, for two to three times the time. A single step of either
-#   kind gains less than full covariance. Flows keep an exact density, so you can still trust the ELBO and importance
-#   weights.
+# - **Flows** of length 16 gain a little more in every seed, for two to three times the time. By the medians, a single
+#   step of either kind gains less than full covariance. Flows keep an exact density, so you can still trust the ELBO
+#   and importance weights.
 # - **Adversarial** posteriors need no density. But they lose the bound, and without adaptive contrast they can end far
 #   from the truth and claim the opposite. Score them by something else than their own objective.
 # - With **40 dimensions**, couplings have the smallest gap to the bound, 5.7 nats against 7.9 and 7.1. The best bound
