@@ -778,9 +778,9 @@ ax.bar_label(bars, fmt="%.2f", padding=3)
 ax.set(xlabel="seconds per epoch", xlim=(0, 1.15 * max(seconds.values())))
 ax.invert_yaxis()
 # %% [markdown]
-# In this run each bar is shorter than the one above it, for both models. Larger batches save more than more steps per
-# call. Run the cell again before you trust a small difference: whatever else your machine does moves the bars. And
-# these are seconds only. Batch and rate also decide how much an epoch teaches: the book's page *See how long you wait*
+# In this run each bar is shorter than the one above it, for both models. The larger batch saves more than the steps per
+# call for the convolutional model, and less for the dense one. Run the cell again before you trust a small difference:
+# whatever else your machine does moves the bars. And these are seconds only. Batch and rate also decide how much an epoch teaches: the book's page *See how long you wait*
 # measures that for this model. It also shows what `VAE.fit` spares you: with the batches that Keras itself makes of an
 # array, an epoch may last up to twice as long.
 #
