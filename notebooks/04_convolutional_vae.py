@@ -780,9 +780,9 @@ ax.invert_yaxis()
 # %% [markdown]
 # In this run each bar is shorter than the one above it, for both models. The larger batch saves more than the steps per
 # call for the convolutional model, and less for the dense one. Run the cell again before you trust a small difference:
-# whatever else your machine does moves the bars. And these are seconds only. Batch and rate also decide how much an epoch teaches: the book's page *See how long you wait*
-# measures that for this model. It also shows what `VAE.fit` spares you: with the batches that Keras itself makes of an
-# array, an epoch may last up to twice as long.
+# whatever else your machine does moves the bars. And these are seconds only. Batch and rate also decide how much an
+# epoch teaches: the book's page *See how long you wait* measures that for this model. It also shows what `VAE.fit`
+# spares you: with the batches that Keras itself makes of an array, an epoch may last up to twice as long.
 #
 # There is a third setting, `jit_compile`: the compiler XLA fuses the operations of a step. It is off here. Left out,
 # Keras decides. Add the line `"with XLA": (conv_vae, 64, 1, True)` and see what it does on your machine.
